@@ -52,6 +52,7 @@ setup(
     install_requires=[
         "cyclonedds==11.0.1",
         "einops",
+        "imageio-ffmpeg",
         "matplotlib",
         "numpy",
         "opencv-python-headless",
