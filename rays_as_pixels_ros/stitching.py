@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Overlapping windows to one trajectory: each window is moved by a Sim(3) that its common frames determine.
+
+Frames: `window` is the reference camera of one window in that window's unit; `map` is the first camera of the whole
+trajectory (optical axes) in the unit of the first window; `odom` is the chain of relative motions as published.
+Poses are camera to frame, (4, 4) float64.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.spatial.transform import Rotation
+
+from rays_as_pixels_model.geometry import check_pose, invert
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """target = scale * rotation @ source + translation; rotation (3, 3), translation (3,)."""
+
+    scale: float
+    rotation: np.ndarray
+    translation: np.ndarray
+
+    def apply(self, T: np.ndarray) -> np.ndarray:
+        """Move poses (..., 4, 4): orientations are rotated, positions rotated, scaled and shifted."""
+        moved = np.array(T, dtype=np.float64)
+        moved[..., :3, :3] = self.rotation @ T[..., :3, :3]
+        moved[..., :3, 3] = self.scale * T[..., :3, 3] @ self.rotation.T + self.translation
+        return moved
+
+
+def spread(positions: np.ndarray) -> float:
+    """Root mean square distance of positions (N, 3) from their mean: how much the camera moved."""
+    return float(np.sqrt(((positions - positions.mean(axis=0)) ** 2).sum(axis=1).mean()))
+
+
+def align_poses(
+    source: np.ndarray, target: np.ndarray, scale: float | None = None, min_spread: float = 0.0, fallback: float = 1.0
+) -> tuple[Similarity, bool]:
+    """Find the Sim(3) that moves poses `source` onto `target`, both (N, 4, 4), N >= 1.
+
+    Rotation comes from the orientations, not from the positions, so that one common frame or a straight path is
+    enough. Scale is the ratio of the two spreads: unlike least squares it is not biased low by noise in the source.
+
+    Args:
+        scale: use this scale instead of measuring it.
+        min_spread: below this spread of the source, in its unit, scale cannot be measured.
+        fallback: scale then.
+    Returns:
+        the similarity, and whether its scale was measured.
+    """
+    rotation = Rotation.from_matrix(target[:, :3, :3] @ source[:, :3, :3].transpose(0, 2, 1)).mean().as_matrix()
+    measured = False
+    if scale is None:
+        scale = fallback
+        source_spread, target_spread = spread(source[:, :3, 3]), spread(target[:, :3, 3])
+        if source_spread > min_spread and target_spread > min_spread * fallback:
+            scale, measured = target_spread / source_spread, True
+    translation = (target[:, :3, 3] - scale * source[:, :3, 3] @ rotation.T).mean(axis=0)
+    return Similarity(float(scale), rotation, translation), measured
+
+
+def blend_poses(T_a: np.ndarray, T_b: np.ndarray, weight_b: float) -> np.ndarray:
+    """Mean of two poses (4, 4): positions linearly, orientations along the shortest arc."""
+    blended = np.eye(4)
+    step = Rotation.from_matrix(T_a[:3, :3].T @ T_b[:3, :3]).as_rotvec()
+    blended[:3, :3] = T_a[:3, :3] @ Rotation.from_rotvec(weight_b * step).as_matrix()
+    blended[:3, 3] = (1.0 - weight_b) * T_a[:3, 3] + weight_b * T_b[:3, 3]
+    return blended
+
+
+@dataclass(frozen=True)
+class StitchedFrame:
+    """One frame of the trajectory.
+
+    T_map_camera, T_previous_camera: map pose, and motion since the frame before (identity for the first).
+    scale: map units for one unit of the window that gave this frame. segment: grows by one at each break.
+    """
+
+    frame: int
+    T_map_camera: np.ndarray
+    T_previous_camera: np.ndarray
+    scale: float
+    segment: int
+
+
+class Stitcher:
+    """Join windows into one trajectory, carrying orientation, position and scale from window to window.
+
+    A frame seen by several windows gets the running mean of their estimates. When a window shares no frame with the
+    trajectory (the ones between were lost), its first frame is put at the last known pose with the last scale, and
+    `segments` counts the break: the motion in the gap is not known and is not invented.
+    """
+
+    def __init__(self, carry_scale: bool = True, min_spread: float = 1e-3, max_scale_step: float = np.inf,
+                 memory: int = 256):
+        """
+        Args:
+            carry_scale: measure each window's scale on the common frames; False: every window has scale 1.
+            min_spread: camera motion on the common frames, in window units, that is enough to measure scale.
+            max_scale_step: a window's scale may differ from the one before at most by this factor.
+            memory: newest frames kept for alignment.
+        """
+        if max_scale_step < 1.0:
+            raise ValueError(f"max_scale_step is {max_scale_step}; it is a factor and must be at least 1")
+        self.carry_scale, self.min_spread, self.max_scale_step, self.memory = (
+            carry_scale, min_spread, max_scale_step, memory)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the trajectory."""
+        self.scale = 1.0
+        self.scale_measured = False
+        self.segments = 0
+        self._poses: OrderedDict[int, tuple[np.ndarray, int]] = OrderedDict()
+
+    def pose(self, frame: int) -> np.ndarray:
+        """Return T_map_camera (4, 4) of a frame still in memory, as refined by all windows so far."""
+        return self._poses[frame][0]
+
+    def add(self, frames: Sequence[int], T_window_camera: np.ndarray) -> list[StitchedFrame]:
+        """Add a window and return its frames that the trajectory did not have yet, oldest first.
+
+        Args:
+            frames: T frame numbers, increasing.
+            T_window_camera: (T, 4, 4), any reference, any unit.
+        Raises:
+            ValueError: the counts differ or a pose is not a rigid transform.
+        """
+        T_window_camera = np.asarray(T_window_camera, dtype=np.float64)
+        if T_window_camera.shape != (len(frames), 4, 4):
+            raise ValueError(f"{len(frames)} frames but poses of shape {T_window_camera.shape}")
+        for pose in T_window_camera:
+            check_pose(pose, "window pose")
+        common = [index for index, frame in enumerate(frames) if frame in self._poses]
+        similarity = self._similarity(frames, T_window_camera, common)
+        T_map_camera = similarity.apply(T_window_camera)
+        self.scale = similarity.scale
+        for index in common:
+            known, count = self._poses[frames[index]]
+            self._poses[frames[index]] = blend_poses(known, T_map_camera[index], 1.0 / (count + 1)), count + 1
+        added = []
+        for index, frame in enumerate(frames):
+            if index in common:
+                continue
+            # The motion inside the window, not the difference of map poses: a correction must not look like motion.
+            moved = invert(T_map_camera[index - 1]) @ T_map_camera[index] if index > 0 else np.eye(4)
+            self._poses[frame] = T_map_camera[index], 1
+            added.append(StitchedFrame(frame, T_map_camera[index], moved, self.scale, self.segments))
+        while len(self._poses) > self.memory:
+            self._poses.popitem(last=False)
+        return added
+
+    def _similarity(self, frames: Sequence[int], T_window_camera: np.ndarray, common: list[int]) -> Similarity:
+        if not self._poses:
+            start = invert(T_window_camera[0])
+            return Similarity(1.0, start[:3, :3], start[:3, 3])
+        if not common:
+            self.segments += 1
+            last = next(reversed(self._poses.values()))[0]
+            return align_poses(T_window_camera[:1], last[None], scale=self.scale)[0]
+        source = T_window_camera[common]
+        target = np.stack([self._poses[frames[index]][0] for index in common])
+        similarity, self.scale_measured = align_poses(
+            source, target, None if self.carry_scale else 1.0, self.min_spread, fallback=self.scale)
+        bounded = float(np.clip(similarity.scale, self.scale / self.max_scale_step, self.scale * self.max_scale_step))
+        if bounded != similarity.scale:
+            similarity = align_poses(source, target, scale=bounded)[0]
+        return similarity
+
+
+class OdometryChain:
+    """Split a trajectory that is corrected now and then into a smooth part and a correction (REP 105).
+
+    T_odom_camera is the chain of relative motions and never jumps; T_map_odom takes up the corrections.
+    """
+
+    def __init__(self, T_map_start: np.ndarray):
+        """
+        Args:
+            T_map_start: (4, 4) pose of the first camera in both map and odom, REP 103 axes.
+        """
+        self._T_map_start = np.asarray(T_map_start, dtype=np.float64)
+        self.reset()
+
+    def reset(self) -> None:
+        """Start again at the first pose."""
+        self.T_odom_camera = self._T_map_start.copy()
+        self.T_map_camera = self._T_map_start.copy()
+        self.T_map_odom = np.eye(4)
+
+    def add(self, frame: StitchedFrame, metres_per_unit: float = 1.0) -> None:
+        """Move on to the next frame of the trajectory; afterwards T_map_camera = T_map_odom @ T_odom_camera."""
+        moved, pose = frame.T_previous_camera.copy(), frame.T_map_camera.copy()
+        moved[:3, 3] *= metres_per_unit
+        pose[:3, 3] *= metres_per_unit
+        self.T_odom_camera = self.T_odom_camera @ moved
+        self.T_map_camera = self._T_map_start @ pose
+        self.T_map_odom = self.T_map_camera @ invert(self.T_odom_camera)

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bounded buffers between the camera callback and the model: matched stamps, overlapping windows, recent frames.
+
+Nothing here knows about ROS messages: an item is whatever the caller pushes. All classes may be used from several
+threads. Memory is bounded by construction, and what is thrown away is counted.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict, deque
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Window:
+    """Frames for one run of the model, oldest first.
+
+    ids are frame numbers that never repeat; the first `common` frames were the last ones of the window before.
+    """
+
+    ids: tuple[int, ...]
+    items: tuple[Any, ...]
+    common: int
+
+
+class WindowBuffer:
+    """Cut a stream of frames into windows that overlap, dropping the oldest waiting frames when nobody keeps up.
+
+    Every `stride`-th frame is used. Each window holds `length` frames, the first `length - hop` of them shared with
+    the window before, also after drops: a gap in time never breaks the overlap.
+    """
+
+    def __init__(self, length: int, hop: int, stride: int = 1, queue_size: int | None = None):
+        """
+        Args:
+            length: frames in a window, at least 2.
+            hop: new frames in each window after the first, 1 to length - 1.
+            stride: use every stride-th frame, at least 1.
+            queue_size: frames that may wait; default and least value is one window.
+        Raises:
+            ValueError: a value is out of its range.
+        """
+        if length < 2:
+            raise ValueError(f"window length is {length}; it must be at least 2")
+        if not 1 <= hop <= length - 1:
+            raise ValueError(f"window hop is {hop}; it must be between 1 and {length - 1} so that windows overlap")
+        if stride < 1:
+            raise ValueError(f"window stride is {stride}; it must be at least 1")
+        self.length, self.hop, self.stride = length, hop, stride
+        self.queue_size = max(length, queue_size or length)
+        self.received = 0
+        self.dropped = 0
+        self._next_id = 0
+        self._waiting: deque = deque()
+        self._overlap: list = []
+        self._condition = threading.Condition()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def push(self, item: Any) -> bool:
+        """Offer the next frame of the camera; says whether it was kept (False: skipped by the stride)."""
+        with self._condition:
+            skipped = self.received % self.stride != 0
+            self.received += 1
+            if skipped:
+                return False
+            if len(self._waiting) >= self.queue_size:
+                self._waiting.popleft()
+                self.dropped += 1
+            self._waiting.append((self._next_id, item))
+            self._next_id += 1
+            self._condition.notify_all()
+            return True
+
+    def take(self, timeout: float | None = None) -> Window | None:
+        """Wait up to timeout seconds for a full window; None when there is none by then or after wake()."""
+        with self._condition:
+            if self._missing() > 0:
+                self._condition.wait(timeout)
+            if self._missing() > 0:
+                return None
+            common = len(self._overlap)
+            frames = self._overlap + [self._waiting.popleft() for _ in range(self.length - common)]
+            self._overlap = frames[self.hop :]
+            ids, items = zip(*frames, strict=True)
+            return Window(ids, items, common)
+
+    def forget_overlap(self) -> None:
+        """Start the next window from new frames only (the last window was lost)."""
+        with self._condition:
+            self._overlap = []
+
+    def clear(self) -> None:
+        """Forget all frames; frame numbers go on."""
+        with self._condition:
+            self._waiting.clear()
+            self._overlap = []
+            self.received = 0
+
+    def wake(self) -> None:
+        """Let a waiting take() return now."""
+        with self._condition:
+            self._condition.notify_all()
+
+    def fill(self) -> float:
+        """Share of the next window that is already there, 0 to 1."""
+        return max(0.0, 1.0 - max(0, self._missing()) / self.length)
+
+    def _missing(self) -> int:
+        return self.length - len(self._overlap) - len(self._waiting)
+
+
+class RecentFrames:
+    """The newest frames of a camera, every stride-th, at most `length` of them."""
+
+    def __init__(self, length: int, stride: int = 1):
+        if length < 1 or stride < 1:
+            raise ValueError(f"length {length} and stride {stride} must be at least 1")
+        self.stride = stride
+        self._frames: deque = deque(maxlen=(length - 1) * stride + 1)
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    def push(self, item: Any) -> None:
+        """Add the newest frame."""
+        with self._lock:
+            self._frames.append(item)
+
+    def newest(self, count: int) -> list[Any]:
+        """Return up to `count` frames, newest first, `stride` frames apart."""
+        with self._lock:
+            return list(self._frames)[::-1][:: self.stride][:count]
+
+    def all(self) -> list[Any]:
+        """Return every frame held, newest first."""
+        with self._lock:
+            return list(self._frames)[::-1]
+
+    def clear(self) -> None:
+        """Forget all frames."""
+        with self._lock:
+            self._frames.clear()
+
+
+class StampMatcher:
+    """Pair two streams by equal stamp; whichever half comes first waits, the oldest halves are thrown away."""
+
+    def __init__(self, limit: int = 10):
+        self.limit = limit
+        self.unmatched = 0
+        self._halves: tuple[OrderedDict, OrderedDict] = (OrderedDict(), OrderedDict())
+        self._lock = threading.Lock()
+
+    def push(self, side: int, stamp: int, item: Any) -> tuple[Any, Any] | None:
+        """Offer an item of side 0 or 1 with its stamp in ns; return (item of side 0, item of side 1) once both came."""
+        with self._lock:
+            other = self._halves[1 - side].pop(stamp, None)
+            if other is not None:
+                return (item, other) if side == 0 else (other, item)
+            waiting = self._halves[side]
+            waiting[stamp] = item
+            while len(waiting) > self.limit:
+                waiting.popitem(last=False)
+                self.unmatched += 1
+            return None
+
+    def clear(self) -> None:
+        """Forget what waits."""
+        with self._lock:
+            for half in self._halves:
+                half.clear()
