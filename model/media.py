@@ -1,0 +1,361 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Read videos, image folders, posed images and webcams as frames; write pictures, videos and trajectories.
+
+Frames are (H, W, 3) uint8 RGB. Poses are camera to world, optical axes. Every file is written under a temporary name
+beside its place and renamed, so that a reader never meets half of one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from .geometry import GeometryError, Intrinsics, check_pose, pose_from_quaternion, quaternion_from_matrix
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+DEFAULT_FPS = 30.0
+_EXIF_ORIENTATION = 0x0112
+_EXIF_TURNED = 5  # this orientation and above swap width and height
+
+
+class MediaError(ValueError):
+    """Input or output that cannot be read or written; the message is one line and names the file."""
+
+
+class Video:
+    """Frames with their size, rate and, where the source knows them, cameras. Iterating starts anew each time.
+
+    Attributes:
+        name: the path, or `webcam N`.
+        width, height: of every frame, pixels.
+        fps: frames per second.
+        frame_count: number of frames, None if not known beforehand (webcam, some containers).
+        times: (T,) seconds, or None: frame i is at i / fps.
+        frame_intrinsics: T cameras, or None.
+        T_world_camera: (T, 4, 4) true poses, or None.
+    """
+
+    def __init__(self, name, width, height, fps, frame_count, times=None, frame_intrinsics=None, T_world_camera=None):
+        self.name, self.width, self.height, self.fps, self.frame_count = name, width, height, fps, frame_count
+        self.times, self.frame_intrinsics, self.T_world_camera = times, frame_intrinsics, T_world_camera
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) of the frames."""
+        return self.width, self.height
+
+    @property
+    def intrinsics(self) -> Intrinsics | None:
+        """The first frame's camera, or None when the source does not know it."""
+        return self.frame_intrinsics[0] if self.frame_intrinsics else None
+
+    def time(self, index: int) -> float:
+        """Seconds of frame `index`."""
+        return float(self.times[index]) if self.times is not None else index / self.fps
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        raise NotImplementedError(f"{type(self).__name__} does not say how its frames are read")
+
+
+class ImageSequence(Video):
+    """Image files of one size, in order."""
+
+    def __init__(self, name: str, files: Sequence[Path], fps: float = DEFAULT_FPS, **cameras):
+        sizes = [image_size(file) for file in files]
+        for file, size in zip(files, sizes, strict=True):
+            if size != sizes[0]:
+                raise MediaError(
+                    f"{name}: images differ in size: {files[0].name} is {sizes[0][0]}x{sizes[0][1]}, "
+                    f"{file.name} is {size[0]}x{size[1]}"
+                )
+        super().__init__(name, *sizes[0], fps, len(files), **cameras)
+        self.files = list(files)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (read_image(file) for file in self.files)
+
+
+class Capture(Video):
+    """What OpenCV's VideoCapture opens: a video file, or a webcam by its number."""
+
+    def __init__(self, name: str, source: str | int):
+        self._source = source
+        with self._opened(name) as capture:
+            if not capture.isOpened():
+                raise MediaError(f"{name}: cannot be opened as a video")
+            good, first = capture.read()
+            if not good:
+                raise MediaError(f"{name}: no frame can be read from it")
+            fps = capture.get(cv2.CAP_PROP_FPS)
+            count = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if isinstance(source, str) else 0
+        height, width = first.shape[:2]
+        known_fps = fps if np.isfinite(fps) and 0 < fps < 1000 else DEFAULT_FPS
+        super().__init__(name, width, height, known_fps, count if count > 0 else None)
+
+    @contextmanager
+    def _opened(self, name: str) -> Iterator[cv2.VideoCapture]:
+        # Broken files make libav and OpenCV write lines of their own to stderr; our one line says it.
+        os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+        level = cv2.utils.logging.getLogLevel()
+        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+        capture = cv2.VideoCapture(self._source)
+        cv2.utils.logging.setLogLevel(level)
+        try:
+            yield capture
+        finally:
+            capture.release()
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        with self._opened(self.name) as capture:
+            while True:
+                good, frame = capture.read()
+                if not good:
+                    return
+                yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+
+
+def open_video(path: str | os.PathLike, fps: float | None = None) -> Video:
+    """Open a video file, an image, an image folder, a posed-images folder or a webcam (its number).
+
+    Args:
+        path: where; a number that names no file is a webcam.
+        fps: rate of an image folder, or of posed images whose cameras.json states none.
+
+    Raises:
+        MediaError: nothing there, not readable, no images, images of different sizes, or an inconsistent cameras.json.
+    """
+    name, place = str(path), Path(path)
+    if not place.exists():
+        if name.isdecimal():
+            return Capture(f"webcam {name}", int(name))
+        raise MediaError(f"{name}: no such file or folder")
+    if place.is_file():
+        if place.suffix.lower() in IMAGE_SUFFIXES:
+            return ImageSequence(name, [place], fps or DEFAULT_FPS)
+        return Capture(name, name)
+    if (place / "cameras.json").is_file():
+        return _posed_images(place, fps)
+    files = sorted(file for file in place.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+    if not files:
+        raise MediaError(f"{name}: no images in this folder (looked for {' '.join(IMAGE_SUFFIXES)}, and cameras.json)")
+    return ImageSequence(name, files, fps or DEFAULT_FPS)
+
+
+def _posed_images(folder: Path, fps: float | None) -> ImageSequence:
+    """Read a folder with cameras.json and the images it names."""
+    path = folder / "cameras.json"
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise MediaError(f"{path}: not readable as JSON: {error}") from error
+    frames = data.get("frames") if isinstance(data, dict) else None
+    if not isinstance(frames, list) or not frames:
+        raise MediaError(f"{path}: has no list of frames")
+    if data.get("pose", "camera to world") != "camera to world" or "opencv" not in data.get("axes", "opencv"):
+        raise MediaError(
+            f"{path}: pose must be 'camera to world' and axes 'opencv', "
+            f"got pose {data.get('pose')!r} and axes {data.get('axes')!r}"
+        )
+    centre = data.get("pixel_centre_of_top_left", [0, 0])
+    if centre not in ([0, 0], [0.5, 0.5]):
+        raise MediaError(f"{path}: pixel_centre_of_top_left must be [0, 0] or [0.5, 0.5], got {centre}")
+    files, cameras, poses, times = [], [], [], []
+    for index, frame in enumerate(frames):
+        where = f"{path}: frame {index}"
+        try:
+            file = folder / frame["file"]
+            numbers = [float(frame[key]) for key in ("fx", "fy", "cx", "cy")] + [data["width"], data["height"]]
+            make = Intrinsics.from_opencv if centre == [0, 0] else Intrinsics
+            cameras.append(make(*numbers))
+            poses.append(check_pose(np.array(frame["T_world_camera"], dtype=np.float64), "T_world_camera"))
+            times.append(float(frame["time"]) if "time" in frame else None)
+        except KeyError as error:
+            raise MediaError(f"{where} lacks {error}") from error
+        except (GeometryError, TypeError, ValueError) as error:
+            raise MediaError(f"{where}: {error}") from error
+        if not file.resolve().is_relative_to(folder.resolve()):
+            raise MediaError(f"{where} names {frame['file']!r}, which is outside the folder")
+        if not file.is_file():
+            raise MediaError(f"{where} names {frame['file']!r}, which does not exist")
+        files.append(file)
+    known_times = _checked_times(path, times)
+    if data.get("fps") or fps:
+        rate = float(data.get("fps") or fps)
+    else:
+        rate = DEFAULT_FPS if known_times is None or len(frames) < 2 else float(1.0 / np.median(np.diff(known_times)))
+    video = ImageSequence(
+        str(folder), files, rate, times=known_times, frame_intrinsics=cameras, T_world_camera=np.stack(poses)
+    )
+    if video.size != (data["width"], data["height"]):
+        raise MediaError(
+            f"{path}: says {data['width']}x{data['height']}, but {files[0].name} is {video.width}x{video.height}"
+        )
+    return video
+
+
+def _checked_times(path: Path, times: list[float | None]) -> np.ndarray | None:
+    if all(time is None for time in times):
+        return None
+    if any(time is None for time in times):
+        raise MediaError(f"{path}: frame {times.index(None)} lacks 'time', which others have")
+    known = np.array(times)
+    late = np.flatnonzero(np.diff(known) <= 0)
+    if late.size or not np.isfinite(known).all():
+        index = int(late[0]) + 1 if late.size else int(np.flatnonzero(~np.isfinite(known))[0])
+        raise MediaError(f"{path}: frame {index}: time {times[index]} does not come after the frame before")
+    return known
+
+
+def image_size(path: str | os.PathLike) -> tuple[int, int]:
+    """Return (width, height) as `read_image` gives them, without decoding the pixels."""
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            turned = image.getexif().get(_EXIF_ORIENTATION, 1) >= _EXIF_TURNED
+    except FileNotFoundError as error:
+        raise MediaError(f"{path}: no such file") from error
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise MediaError(f"{path}: not a readable image") from error
+    return (height, width) if turned else (width, height)
+
+
+def read_image(path: str | os.PathLike) -> np.ndarray:
+    """Read one image as (H, W, 3) uint8 RGB, turned as its EXIF data says."""
+    if not Path(path).is_file():
+        raise MediaError(f"{path}: no such file")
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if image is None:
+        raise MediaError(f"{path}: not a readable image")
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+@contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[Path]:
+    """Give a temporary path beside `path` to write to; it becomes `path` when the block ends well, else it is removed.
+
+    Raises:
+        MediaError: the folder cannot be made or written.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        temporary.replace(path)
+    except OSError as error:
+        raise MediaError(f"{path}: cannot be written: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Write a text file, whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_png(path: str | os.PathLike, image: np.ndarray) -> None:
+    """Write (H, W, 3) uint8 RGB as PNG."""
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise MediaError(f"{path}: a picture must be (H, W, 3) uint8, got {image.shape} {image.dtype}")
+    good, data = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    if not good:
+        raise MediaError(f"{path}: cannot be encoded as PNG")
+    with replacing(path) as temporary:
+        temporary.write_bytes(data.tobytes())
+
+
+def write_video(path: str | os.PathLike, frames: Iterable[np.ndarray], fps: float) -> int:
+    """Write frames (H, W, 3) uint8 RGB of one size as MP4 and return their number.
+
+    H.264 through imageio-ffmpeg, which every player and browser shows; MPEG-4 through OpenCV where that is missing.
+    Odd sizes get one more row or column, a copy of the last: H.264 stores colour at half resolution.
+    """
+    iterator = iter(frames)
+    first = next(iterator, None)
+    if first is None:
+        raise MediaError(f"{path}: a video needs at least one frame")
+    height, width = first.shape[:2]
+    size = (width + width % 2, height + height % 2)
+    count = 0
+    with replacing(path) as temporary:
+        with _video_sink(temporary, size, fps) as sink:
+            frame = first
+            while frame is not None:
+                if frame.shape != first.shape:
+                    raise MediaError(f"{path}: frame {count} is {frame.shape}, the first is {first.shape}")
+                sink(np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge"))
+                count += 1
+                frame = next(iterator, None)
+    return count
+
+
+@contextmanager
+def _video_sink(path: Path, size: tuple[int, int], fps: float):
+    """Open an encoder and give the function that takes its frames."""
+    try:
+        import imageio_ffmpeg
+
+        imageio_ffmpeg.get_ffmpeg_exe()
+    except (ImportError, RuntimeError):
+        writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), fps, size)
+        if not writer.isOpened():
+            raise MediaError(f"{path}: OpenCV cannot write MP4 here; install imageio-ffmpeg") from None
+        try:
+            yield lambda frame: writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+        finally:
+            writer.release()
+        return
+    writer = imageio_ffmpeg.write_frames(
+        str(path), size, fps=fps, codec="libx264", pix_fmt_out="yuv420p", macro_block_size=2, ffmpeg_log_level="error",
+        output_params=["-crf", "18", "-movflags", "+faststart"],
+    )
+    writer.send(None)
+    try:
+        yield lambda frame: writer.send(np.ascontiguousarray(frame))
+    finally:
+        writer.close()
+
+
+def write_trajectory(path: str | os.PathLike, times: Sequence[float], T_world_camera: np.ndarray) -> None:
+    """Write poses (T, 4, 4) as TUM text: `time tx ty tz qx qy qz qw` a line."""
+    lines = ["# time tx ty tz qx qy qz qw"]
+    quaternions = quaternion_from_matrix(T_world_camera[:, :3, :3])
+    for time, translation, quaternion in zip(times, T_world_camera[:, :3, 3], quaternions, strict=True):
+        lines.append(f"{time:.6f} " + " ".join(f"{value:.9f}" for value in (*translation, *quaternion)))
+    write_text(path, "\n".join(lines) + "\n")
+
+
+def read_trajectory(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
+    """Read TUM text: times (T,) seconds and poses (T, 4, 4).
+
+    Raises:
+        MediaError: names the line that does not hold eight numbers or a unit quaternion.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise MediaError(f"{path}: not readable as text: {error}") from error
+    times, poses = [], []
+    for number, line in enumerate(lines, 1):
+        fields = line.split("#", 1)[0].split()
+        if not fields:
+            continue
+        try:
+            values = np.array([float(field) for field in fields])
+            if len(values) != 8:
+                raise ValueError(f"{len(values)} numbers instead of 8 (time tx ty tz qx qy qz qw)")
+            poses.append(pose_from_quaternion(values[1:4], values[4:]))
+        except ValueError as error:
+            raise MediaError(f"{path}:{number}: {error}") from error
+        times.append(values[0])
+    if not poses:
+        raise MediaError(f"{path}: holds no poses")
+    return np.array(times), np.stack(poses)
