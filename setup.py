@@ -56,6 +56,7 @@ setup(
         "matplotlib",
         "numpy",
         "opencv-python-headless",
+        "pillow",
         "pyyaml",
         "rich",
         "rosbags",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Read videos, image folders, posed images and webcams as frames; write pictures, videos and trajectories.
+"""Read videos, image folders, posed images and webcams as frames; write pictures and videos.
 
 Frames are (H, W, 3) uint8 RGB. Poses are camera to world, optical axes. Every file is written under a temporary name
 beside its place and renamed, so that a reader never meets half of one.
@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from .geometry import GeometryError, Intrinsics, check_pose, pose_from_quaternion, quaternion_from_matrix
+from .geometry import GeometryError, Intrinsics, check_pose
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 DEFAULT_FPS = 30.0
@@ -186,10 +186,11 @@ def _posed_images(folder: Path, fps: float | None) -> ImageSequence:
             raise MediaError(f"{where} names {frame['file']!r}, which does not exist")
         files.append(file)
     known_times = _checked_times(path, times)
-    if data.get("fps") or fps:
-        rate = float(data.get("fps") or fps)
-    else:
+    rate = data.get("fps") or fps
+    if rate is None:
         rate = DEFAULT_FPS if known_times is None or len(frames) < 2 else float(1.0 / np.median(np.diff(known_times)))
+    if not isinstance(rate, (int, float)) or not 0 < rate < float("inf"):
+        raise MediaError(f"{path}: fps must be a positive number, got {rate!r}")
     video = ImageSequence(
         str(folder), files, rate, times=known_times, frame_intrinsics=cameras, T_world_camera=np.stack(poses)
     )
@@ -322,40 +323,3 @@ def _video_sink(path: Path, size: tuple[int, int], fps: float):
         yield lambda frame: writer.send(np.ascontiguousarray(frame))
     finally:
         writer.close()
-
-
-def write_trajectory(path: str | os.PathLike, times: Sequence[float], T_world_camera: np.ndarray) -> None:
-    """Write poses (T, 4, 4) as TUM text: `time tx ty tz qx qy qz qw` a line."""
-    lines = ["# time tx ty tz qx qy qz qw"]
-    quaternions = quaternion_from_matrix(T_world_camera[:, :3, :3])
-    for time, translation, quaternion in zip(times, T_world_camera[:, :3, 3], quaternions, strict=True):
-        lines.append(f"{time:.6f} " + " ".join(f"{value:.9f}" for value in (*translation, *quaternion)))
-    write_text(path, "\n".join(lines) + "\n")
-
-
-def read_trajectory(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
-    """Read TUM text: times (T,) seconds and poses (T, 4, 4).
-
-    Raises:
-        MediaError: names the line that does not hold eight numbers or a unit quaternion.
-    """
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise MediaError(f"{path}: not readable as text: {error}") from error
-    times, poses = [], []
-    for number, line in enumerate(lines, 1):
-        fields = line.split("#", 1)[0].split()
-        if not fields:
-            continue
-        try:
-            values = np.array([float(field) for field in fields])
-            if len(values) != 8:
-                raise ValueError(f"{len(values)} numbers instead of 8 (time tx ty tz qx qy qz qw)")
-            poses.append(pose_from_quaternion(values[1:4], values[4:]))
-        except ValueError as error:
-            raise MediaError(f"{path}:{number}: {error}") from error
-        times.append(values[0])
-    if not poses:
-        raise MediaError(f"{path}: holds no poses")
-    return np.array(times), np.stack(poses)
