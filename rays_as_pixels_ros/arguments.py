@@ -20,10 +20,16 @@ class Parser(argparse.ArgumentParser):
         sys.exit(2)
 
 
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Show defaults, except those that are None."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
 def command_parser(command: str, description: str) -> Parser:
     """Make the parser of a subcommand."""
-    formatter = argparse.ArgumentDefaultsHelpFormatter
-    return Parser(prog=f"{PROGRAM} {command}", description=description, formatter_class=formatter)
+    return Parser(prog=f"{PROGRAM} {command}", description=description, formatter_class=_Formatter)
 
 
 def integer(least: int):

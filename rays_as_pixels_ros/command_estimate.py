@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`rays-as-pixels estimate PATH`: a recording to a trajectory, without ROS.
+
+Frames: `map` is the first camera (optical axes: x right, y down, z forward), its unit the first window's scene scale.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+
+from .arguments import add_camera_arguments, add_model_arguments, command_parser, given_intrinsics, integer, number
+
+
+def build_parser():
+    """Make the argument parser."""
+    parser = command_parser(
+        "estimate",
+        "Estimate the camera's trajectory in a video file, an image folder or a folder of posed images. Writes "
+        "trajectory.txt (TUM), trajectory.png and summary.json; posed images are compared with their true poses.",
+    )
+    parser.add_argument("path", metavar="PATH", help="video file, image folder, posed images, webcam number")
+    parser.add_argument("--out", default="out/estimate", metavar="DIR", help="folder for the results")
+    add_camera_arguments(parser)
+    parser.add_argument("--stride", type=integer(1), default=1, help="use every stride-th frame")
+    parser.add_argument("--hop", type=integer(1), help="new frames in each window (default: half of the window)")
+    parser.add_argument("--max-frames", type=integer(2), help="stop after this many used frames (default: all)")
+    parser.add_argument("--fps", type=number(0, float("inf")), help="frame rate of an image folder (default: 30)")
+    parser.add_argument("--samples", type=integer(1), default=1, help="posterior samples in each window")
+    add_model_arguments(parser, steps=2)
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """Run the command."""
+    args = build_parser().parse_args(argv)
+    # Heavy imports only now: --help must answer at once.
+    from rays_as_pixels_model.media import MediaError, open_video, write_text
+    from rays_as_pixels_model.pipeline import Pipeline
+
+    from .paths import tum_text
+    from .trajectory_report import errors_against_truth, plot_trajectory
+
+    video = open_video(args.path, fps=args.fps)
+    given = given_intrinsics(args, video.width, video.height)
+    pipeline = Pipeline.from_checkpoint(args.checkpoint, device=args.device)
+    length = pipeline.config.frames
+    hop = args.hop or (length - 1) // 2
+    if hop >= length:
+        raise ValueError(f"--hop is {hop}; windows have {length} frames and must overlap, so at most {length - 1}")
+    expected = None if video.frame_count is None else -(-video.frame_count // args.stride)
+    if expected is not None and expected < length:
+        raise MediaError(
+            f"{args.path}: {video.frame_count} frames give {expected} at stride {args.stride}; "
+            f"one window needs {length}"
+        )
+    frames = islice(enumerate(video), 0, None, args.stride)
+    used, T_map_camera, summary = _estimate(pipeline, video, given, islice(frames, args.max_frames), length, hop, args)
+    seconds = [video.time(index) for index in used]
+    summary = {"input": args.path, "size": list(video.size), "stride": args.stride, "hop": hop, **summary}
+    truth = None if video.T_world_camera is None else video.T_world_camera[used]
+    if truth is not None:
+        summary["errors"] = errors_against_truth(T_map_camera, truth, span=length - 1)
+
+    out = Path(args.out)
+    note = "# camera to first camera, optical axes (x right, y down, z forward), up to scale\n"
+    write_text(out / "trajectory.txt", note + tum_text(seconds, T_map_camera))
+    plot_trajectory(out / "trajectory.png", seconds, T_map_camera, truth, title=Path(args.path).name)
+    write_text(out / "summary.json", json.dumps(summary, indent=2) + "\n")
+    _print(summary, out)
+    return 0
+
+
+def overlapping_windows(frames: Iterable, length: int, hop: int) -> Iterator[list]:
+    """Cut a stream into windows of `length`, each with `hop` new items; the last one ends with the last item."""
+    kept: deque = deque(maxlen=length)
+    new = 0
+    for frame in frames:
+        kept.append(frame)
+        new += 1
+        if len(kept) == length and new >= hop:
+            yield list(kept)
+            new = 0
+    if new and len(kept) == length:
+        yield list(kept)
+
+
+def _estimate(pipeline, video, given, frames, length, hop, args):
+    """Run every window; return frame numbers, poses T_map_camera (T, 4, 4) and the run's figures."""
+    import numpy as np
+
+    from rays_as_pixels_model.geometry import GeometryError
+    from rays_as_pixels_model.media import MediaError
+
+    from .progress import progress
+    from .stitching import Stitcher
+
+    stitcher = Stitcher(memory=sys.maxsize)
+    total = None if video.frame_count is None else -(-video.frame_count // args.stride)
+    used, residuals, views, lost, windows, busy = [], [], [], 0, 0, 0.0
+    reason = ""
+    with progress("estimating", min(filter(None, (total, args.max_frames)), default=None)) as advance:
+        for window in overlapping_windows(_counted(frames, advance), length, hop):
+            numbers, images = zip(*window, strict=True)
+            camera = given or (video.frame_intrinsics[numbers[0]] if video.frame_intrinsics else None)
+            started = time.perf_counter()
+            try:
+                found = pipeline.estimate_trajectory(
+                    np.stack(images), camera, steps=args.steps, samples=args.samples, seed=args.seed
+                )
+            except GeometryError as error:
+                lost, reason = lost + 1, str(error)
+                continue
+            finally:
+                windows += 1
+                busy += time.perf_counter() - started
+            used += [frame.frame for frame in stitcher.add(numbers, found.T_reference_camera)]
+            residuals.append(float(np.median(found.residual)))
+            views.append(found.intrinsics.horizontal_fov_deg())
+    if not used:
+        why = f"every window was lost: {reason}" if windows else f"fewer frames than one window needs ({length})"
+        raise MediaError(f"{args.path}: {why}")
+    source = "given" if given else "cameras.json" if video.frame_intrinsics else "estimated"
+    figures = {
+        "frames": len(used),
+        "window_frames": length,
+        "windows": windows,
+        "lost_windows": lost,
+        "breaks": stitcher.segments,
+        "steps": args.steps,
+        "samples": args.samples,
+        "seed": args.seed,
+        "intrinsics": source,
+        "horizontal_fov_deg": float(np.median(views)),
+        "residual_median": float(np.median(residuals)),
+        "unit": "scene scale of the first window, not metres",
+        "model_seconds": busy,
+        "frames_per_s": len(used) / busy,
+    }
+    return used, np.stack([stitcher.pose(number) for number in used]), figures
+
+
+def _counted(frames, advance):
+    for frame in frames:
+        yield frame
+        advance()
+
+
+def _print(summary: dict, out: Path) -> None:
+    print(f"{summary['frames']} frames in {summary['windows']} windows, {summary['frames_per_s']:.1f} frames/s", end="")
+    print(f", field of view {summary['horizontal_fov_deg']:.1f} deg ({summary['intrinsics']})")
+    if summary["lost_windows"]:
+        print(f"{summary['lost_windows']} windows lost, {summary['breaks']} breaks in the trajectory")
+    if "errors" in summary:
+        errors = summary["errors"]
+        print(
+            f"against the true poses: over {errors['span_frames']} frames rotation is off by "
+            f"{errors['rotation_error_deg_median']:.2f} deg (standing still: "
+            f"{errors['rotation_of_truth_deg_median']:.2f}), "
+            f"direction by {errors['direction_error_deg_median']:.1f} deg; "
+            f"ATE {errors['ate_rmse']:.3f} after Sim(3) on a path of {errors['path_length']:.3f}"
+        )
+    print(f"wrote {out / 'trajectory.txt'}, {out / 'trajectory.png'}, {out / 'summary.json'}")

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every test shares: rclpy (real or embedded), a DDS domain of its own on loopback, and the paths of this checkout."""
+
+import importlib.util
+import itertools
+import os
+from pathlib import Path
+
+import pytest
+
+LOOPBACK = (
+    "<CycloneDDS><Domain><General><Interfaces><NetworkInterface name='lo'/></Interfaces>"
+    "<AllowMulticast>false</AllowMulticast></General><Discovery><ParticipantIndex>auto</ParticipantIndex>"
+    "<MaxAutoParticipantIndex>32</MaxAutoParticipantIndex><Peers><Peer address='127.0.0.1'/></Peers></Discovery>"
+    "</Domain></CycloneDDS>"
+)
+# Tests never talk to a network; the processes that they start inherit this. A setting of the user's own wins.
+os.environ.setdefault("CYCLONEDDS_URI", LOOPBACK)
+os.environ.setdefault("RMW_IMPLEMENTATION", "rmw_cyclonedds_cpp")
+
+REAL_ROS = importlib.util.find_spec("rclpy") is not None
+if not REAL_ROS:
+    import embedded_ros
+
+    getattr(embedded_ros, "install", lambda: None)()  # until embedded_ros lands
+
+# Ports of domains above 101 run into Linux' ephemeral ports. Test runs side by side start at different places.
+_domains = itertools.cycle(range(1, 102))
+for _ in range(os.getpid() * 7 % 101):
+    next(_domains)
+
+
+@pytest.fixture(autouse=True)
+def ros_domain(monkeypatch):
+    """Give each test a DDS domain of its own, for itself and the processes it starts; returns its number."""
+    domain = next(_domains)
+    monkeypatch.setenv("ROS_DOMAIN_ID", str(domain))
+    return domain
+
+
+@pytest.fixture(scope="session")
+def repository():
+    """The root of this checkout."""
+    return Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared_data(repository):
+    """The folder of shared test data (RAP_DATA, or ../shared/data beside the checkout); skips where there is none."""
+    folder = Path(os.environ.get("RAP_DATA", repository.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"needs the shared clips and textures: set RAP_DATA (looked in {folder})")
+    return folder
