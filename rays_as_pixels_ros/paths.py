@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Camera paths to ask views for: orbit, dolly, spline through poses, and TUM text files.
+"""Camera paths to ask views for: orbit, dolly, spline through poses. (TUM files: rays_as_pixels_model.media.)
 
 Poses are optical (x right, y down, z forward), camera to some frame, (N, 4, 4). Orbit and dolly are relative to a
 start camera: they return T_start_camera, with the start camera itself at the identity.
@@ -7,13 +7,9 @@ start camera: they return T_start_camera, with the start camera itself at the id
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 from scipy.interpolate import CubicSpline
 from scipy.spatial.transform import Rotation, RotationSpline
-
-from rays_as_pixels_model.geometry import pose_from_quaternion, quaternion_from_matrix
 
 
 def orbit(views: int, degrees: float, distance: float, start_degrees: float = 0.0) -> np.ndarray:
@@ -64,44 +60,6 @@ def spline(T_frame_waypoint: np.ndarray, views: int) -> np.ndarray:
     T_frame_camera[:, :3, :3] = RotationSpline(knots, Rotation.from_matrix(T_frame_waypoint[:, :3, :3]))(at).as_matrix()
     T_frame_camera[:, :3, 3] = CubicSpline(knots, T_frame_waypoint[:, :3, 3])(at)
     return T_frame_camera
-
-
-def read_tum(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
-    """Read a TUM trajectory: `time x y z qx qy qz qw` in each line, # for comments.
-
-    Returns:
-        seconds (N,) and T_frame_camera (N, 4, 4)
-    Raises:
-        ValueError: no pose, or a line that is not 8 finite numbers with a unit quaternion; the message names the line.
-    """
-    seconds, poses = [], []
-    for number, line in enumerate(Path(path).read_text().splitlines(), start=1):
-        line = line.split("#")[0].replace(",", " ").strip()
-        if not line:
-            continue
-        try:
-            values = [float(word) for word in line.split()]
-        except ValueError:
-            values = []
-        if len(values) != 8 or not np.isfinite(values).all():
-            raise ValueError(f"{path}:{number}: expected 8 numbers 'time x y z qx qy qz qw', got '{line[:80]}'")
-        if abs(np.linalg.norm(values[4:]) - 1.0) > 1e-2:
-            raise ValueError(f"{path}:{number}: quaternion norm is {np.linalg.norm(values[4:]):.3f}, not 1")
-        quaternion = np.array(values[4:]) / np.linalg.norm(values[4:])
-        seconds.append(values[0])
-        poses.append(pose_from_quaternion(values[1:4], quaternion))
-    if not poses:
-        raise ValueError(f"{path}: no pose in it")
-    return np.array(seconds), np.stack(poses)
-
-
-def tum_text(seconds: np.ndarray, T_frame_camera: np.ndarray) -> str:
-    """Format poses (N, 4, 4) and their times (N,) as TUM lines."""
-    lines = []
-    for time, pose in zip(seconds, T_frame_camera, strict=True):
-        values = [*pose[:3, 3], *quaternion_from_matrix(pose[:3, :3])]
-        lines.append(f"{time:.9f} " + " ".join(f"{value:.9f}" for value in values))
-    return "\n".join(lines) + "\n"
 
 
 def kitti_text(T_frame_camera: np.ndarray) -> str:

@@ -18,8 +18,9 @@ class MetricScale:
     odometry: median ratio of the robot's motion to the camera's over recent windows; unknown until it moved enough.
     """
 
-    def __init__(self, source: str, fixed: float = 1.0, model: float | None = None, min_motion: float = 0.05,
-                 memory: int = 50):
+    def __init__(
+        self, source: str, fixed: float = 1.0, model: float | None = None, min_motion: float = 0.05, memory: int = 50
+    ):
         """
         Args:
             source: one of SOURCES.
@@ -37,7 +38,8 @@ class MetricScale:
         if source == "model" and model is None:
             raise ValueError(
                 "scale_source is model, but this checkpoint's unit is scene scale (mean depth 1), not metres; "
-                "use fixed, odometry or none")
+                "use fixed, odometry or none"
+            )
         self.source = source
         self.min_motion = min_motion
         self._value = {"none": 1.0, "fixed": fixed, "model": model, "odometry": None}[source]

@@ -97,8 +97,9 @@ class Stitcher:
     `segments` counts the break: the motion in the gap is not known and is not invented.
     """
 
-    def __init__(self, carry_scale: bool = True, min_spread: float = 1e-3, max_scale_step: float = np.inf,
-                 memory: int = 256):
+    def __init__(
+        self, carry_scale: bool = True, min_spread: float = 1e-3, max_scale_step: float = np.inf, memory: int = 256
+    ):
         """
         Args:
             carry_scale: measure each window's scale on the common frames; False: every window has scale 1.
@@ -109,7 +110,11 @@ class Stitcher:
         if max_scale_step < 1.0:
             raise ValueError(f"max_scale_step is {max_scale_step}; it is a factor and must be at least 1")
         self.carry_scale, self.min_spread, self.max_scale_step, self.memory = (
-            carry_scale, min_spread, max_scale_step, memory)
+            carry_scale,
+            min_spread,
+            max_scale_step,
+            memory,
+        )
         self.reset()
 
     def reset(self) -> None:
@@ -167,7 +172,8 @@ class Stitcher:
         source = T_window_camera[common]
         target = np.stack([self._poses[frames[index]][0] for index in common])
         similarity, self.scale_measured = align_poses(
-            source, target, None if self.carry_scale else 1.0, self.min_spread, fallback=self.scale)
+            source, target, None if self.carry_scale else 1.0, self.min_spread, fallback=self.scale
+        )
         bounded = float(np.clip(similarity.scale, self.scale / self.max_scale_step, self.scale * self.max_scale_step))
         if bounded != similarity.scale:
             similarity = align_poses(source, target, scale=bounded)[0]
@@ -193,12 +199,14 @@ class OdometryChain:
         self.T_odom_camera = self._T_map_start.copy()
         self.T_map_camera = self._T_map_start.copy()
         self.T_map_odom = np.eye(4)
+        self._empty = True
 
     def add(self, frame: StitchedFrame, metres_per_unit: float = 1.0) -> None:
         """Move on to the next frame of the trajectory; afterwards T_map_camera = T_map_odom @ T_odom_camera."""
         moved, pose = frame.T_previous_camera.copy(), frame.T_map_camera.copy()
         moved[:3, 3] *= metres_per_unit
         pose[:3, 3] *= metres_per_unit
-        self.T_odom_camera = self.T_odom_camera @ moved
         self.T_map_camera = self._T_map_start @ pose
+        self.T_odom_camera = self.T_map_camera if self._empty else self.T_odom_camera @ moved
+        self._empty = False
         self.T_map_odom = self.T_map_camera @ invert(self.T_odom_camera)

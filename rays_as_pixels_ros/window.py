@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict, deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,16 +30,24 @@ class WindowBuffer:
     """Cut a stream of frames into windows that overlap, dropping the oldest waiting frames when nobody keeps up.
 
     Every `stride`-th frame is used. Each window holds `length` frames, the first `length - hop` of them shared with
-    the window before, also after drops: a gap in time never breaks the overlap.
+    the window before, also after drops: a gap in time never breaks the overlap. One thread pushes, one takes.
     """
 
-    def __init__(self, length: int, hop: int, stride: int = 1, queue_size: int | None = None):
+    def __init__(
+        self,
+        length: int,
+        hop: int,
+        stride: int = 1,
+        queue_size: int | None = None,
+        prepare: Callable[[Any], Any] = lambda item: item,
+    ):
         """
         Args:
             length: frames in a window, at least 2.
             hop: new frames in each window after the first, 1 to length - 1.
             stride: use every stride-th frame, at least 1.
             queue_size: frames that may wait; default and least value is one window.
+            prepare: work on a frame that is done once, by the thread that takes (decoding); None refuses the frame.
         Raises:
             ValueError: a value is out of its range.
         """
@@ -52,9 +61,12 @@ class WindowBuffer:
         self.queue_size = max(length, queue_size or length)
         self.received = 0
         self.dropped = 0
+        self._prepare = prepare
         self._next_id = 0
+        self._life = 0
         self._waiting: deque = deque()
-        self._overlap: list = []
+        self._frames: list = []
+        self._common = 0
         self._condition = threading.Condition()
 
     def __len__(self) -> int:
@@ -75,29 +87,42 @@ class WindowBuffer:
             self._condition.notify_all()
             return True
 
-    def take(self, timeout: float | None = None) -> Window | None:
-        """Wait up to timeout seconds for a full window; None when there is none by then or after wake()."""
-        with self._condition:
-            if self._missing() > 0:
-                self._condition.wait(timeout)
-            if self._missing() > 0:
-                return None
-            common = len(self._overlap)
-            frames = self._overlap + [self._waiting.popleft() for _ in range(self.length - common)]
-            self._overlap = frames[self.hop :]
-            ids, items = zip(*frames, strict=True)
-            return Window(ids, items, common)
+    def take(self, timeout: float = 0.0) -> Window | None:
+        """Return the next full window; None when frames are missing and none came for `timeout` seconds."""
+        while True:
+            with self._condition:
+                if not self._waiting and timeout > 0:
+                    self._condition.wait(timeout)
+                if not self._waiting:
+                    return None
+                number, item = self._waiting.popleft()
+                life = self._life
+            item = self._prepare(item)
+            with self._condition:
+                if item is None or life != self._life:
+                    continue
+                self._frames.append((number, item))
+                if len(self._frames) < self.length:
+                    continue
+                ids, items = zip(*self._frames, strict=True)
+                window = Window(ids, items, self._common)
+                self._frames = self._frames[self.hop :]
+                self._common = len(self._frames)
+                return window
 
     def forget_overlap(self) -> None:
         """Start the next window from new frames only (the last window was lost)."""
         with self._condition:
-            self._overlap = []
+            self._frames = []
+            self._common = 0
 
     def clear(self) -> None:
         """Forget all frames; frame numbers go on."""
         with self._condition:
+            self._life += 1
             self._waiting.clear()
-            self._overlap = []
+            self._frames = []
+            self._common = 0
             self.received = 0
 
     def wake(self) -> None:
@@ -105,12 +130,9 @@ class WindowBuffer:
         with self._condition:
             self._condition.notify_all()
 
-    def fill(self) -> float:
-        """Share of the next window that is already there, 0 to 1."""
-        return max(0.0, 1.0 - max(0, self._missing()) / self.length)
-
-    def _missing(self) -> int:
-        return self.length - len(self._overlap) - len(self._waiting)
+    def ready(self) -> int:
+        """Frames that are already in the next window."""
+        return len(self._frames)
 
 
 class RecentFrames:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Camera paths: what they look at, where they end, and text files there and back."""
+"""Camera paths: what they look at and where they end."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from rays_as_pixels_ros.paths import dolly, kitti_text, orbit, read_tum, spline, tum_text
+from rays_as_pixels_ros.paths import dolly, kitti_text, orbit, spline
 
 
 def random_poses(seed, count):
@@ -44,37 +44,9 @@ def test_spline_goes_through_its_waypoints_with_proper_rotations(seed, count, ea
     waypoints = random_poses(seed, count)
     path = spline(waypoints, (count - 1) * each + 1)
     np.testing.assert_allclose(path[::each], waypoints, atol=1e-7)
-    np.testing.assert_allclose(path[:, :3, :3] @ path[:, :3, :3].transpose(0, 2, 1),
-                               np.tile(np.eye(3), (len(path), 1, 1)), atol=1e-9)
-
-
-@given(seed=st.integers(0, 1000))
-def test_tum_there_and_back(tmp_path_factory, seed):
-    poses, seconds = random_poses(seed, 5), 1.5 + np.arange(5)
-    path = tmp_path_factory.mktemp("tum") / "path.txt"
-    path.write_text("# time x y z qx qy qz qw\n" + tum_text(seconds, poses))
-    read_seconds, read_poses = read_tum(path)
-    np.testing.assert_allclose(read_seconds, seconds)
-    np.testing.assert_allclose(read_poses, poses, atol=1e-7)
-
-
-@pytest.mark.parametrize("line, reason", [
-    ("1 2 3", "8 numbers"),
-    ("0 0 0 0 0 0 0 nan", "8 numbers"),
-    ("0 0 0 0 0 0 x 1", "8 numbers"),
-    ("0 0 0 0 0 0 0 2", "norm is 2"),
-])
-def test_bad_tum_lines_are_named(tmp_path, line, reason):
-    path = tmp_path / "bad.txt"
-    path.write_text(f"0 0 0 0 0 0 0 1\n{line}\n")
-    with pytest.raises(ValueError, match=f"bad.txt:2: .*{reason}"):
-        read_tum(path)
-
-
-def test_an_empty_tum_file_is_refused(tmp_path):
-    (tmp_path / "empty.txt").write_text("# nothing\n")
-    with pytest.raises(ValueError, match="no pose"):
-        read_tum(tmp_path / "empty.txt")
+    np.testing.assert_allclose(
+        path[:, :3, :3] @ path[:, :3, :3].transpose(0, 2, 1), np.tile(np.eye(3), (len(path), 1, 1)), atol=1e-9
+    )
 
 
 def test_kitti_rows_are_the_upper_three_rows():
@@ -83,8 +55,15 @@ def test_kitti_rows_are_the_upper_three_rows():
     np.testing.assert_allclose(rows.reshape(3, 3, 4), poses[:, :3], rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.parametrize("make", [lambda: orbit(0, 10, 1), lambda: orbit(3, 10, -1), lambda: dolly(0, [0, 0, 1]),
-                                  lambda: spline(random_poses(0, 1), 3)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: orbit(0, 10, 1),
+        lambda: orbit(3, 10, -1),
+        lambda: dolly(0, [0, 0, 1]),
+        lambda: spline(random_poses(0, 1), 3),
+    ],
+)
 def test_impossible_paths_are_refused(make):
     with pytest.raises(ValueError):
         make()

@@ -40,8 +40,9 @@ def test_a_checkpoint_in_scene_scale_cannot_be_the_source_of_metres():
     assert MetricScale("model", model=3.0).value == 3.0
 
 
-@pytest.mark.parametrize("kwargs", [dict(source="guess"), dict(source="fixed", fixed=0.0),
-                                    dict(source="fixed", fixed=float("nan"))])
+@pytest.mark.parametrize(
+    "kwargs", [dict(source="guess"), dict(source="fixed", fixed=0.0), dict(source="fixed", fixed=float("nan"))]
+)
 def test_bad_scales_are_refused(kwargs):
     with pytest.raises(ValueError):
         MetricScale(**kwargs)

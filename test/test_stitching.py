@@ -25,8 +25,9 @@ def random_trajectory(rng, frames):
 
 
 def random_similarity(rng, scale=None):
-    return Similarity(scale or np.exp(rng.uniform(-1.5, 1.5)), Rotation.random(random_state=rng).as_matrix(),
-                      rng.normal(0, 3, 3))
+    return Similarity(
+        scale or np.exp(rng.uniform(-1.5, 1.5)), Rotation.random(random_state=rng).as_matrix(), rng.normal(0, 3, 3)
+    )
 
 
 def windows_of(frames, length, hop):
@@ -131,8 +132,9 @@ def test_a_lost_stretch_starts_a_segment_at_the_last_pose_and_keeps_scale():
     assert stitcher.segments == 1 and added[0].segment == 1
     np.testing.assert_allclose(added[0].T_map_camera, end, atol=1e-9)
     np.testing.assert_allclose(added[0].T_previous_camera, np.eye(4), atol=1e-9)
-    np.testing.assert_allclose(invert(added[1].T_map_camera) @ added[2].T_map_camera,
-                               invert(truth[21]) @ truth[22], atol=1e-9)
+    np.testing.assert_allclose(
+        invert(added[1].T_map_camera) @ added[2].T_map_camera, invert(truth[21]) @ truth[22], atol=1e-9
+    )
 
 
 def test_a_camera_at_rest_keeps_the_scale():

@@ -48,7 +48,8 @@ def test_a_slow_consumer_loses_the_oldest_frames_and_no_overlap(length, data, bu
             assert window.ids[: window.common] == before.ids[hop:]
         taken += length - window.common
         before = window
-    assert pushed == taken + buffer.dropped + len(buffer)
+    left = buffer.ready() - (length - hop if before else 0)
+    assert pushed == taken + buffer.dropped + len(buffer) + left
 
 
 def test_take_waits_for_a_frame_and_wakes():
@@ -58,6 +59,39 @@ def test_take_waits_for_a_frame_and_wakes():
     assert buffer.take(timeout=5.0).items == ("a", "b")
     threading.Timer(0.05, buffer.wake).start()
     assert buffer.take(timeout=5.0) is None
+
+
+def test_frames_are_prepared_once_and_refused_ones_leave_no_hole_in_the_overlap():
+    seen = []
+
+    def prepare(item):
+        seen.append(item)
+        return None if item % 5 == 3 else item * 10
+
+    buffer = WindowBuffer(4, 2, prepare=prepare)
+    windows = []
+    for number in range(12):
+        buffer.push(number)
+        windows += [window] if (window := buffer.take()) else []
+    assert seen == list(range(12))
+    assert [window.items for window in windows] == [
+        (0, 10, 20, 40),
+        (20, 40, 50, 60),
+        (50, 60, 70, 90),
+        (70, 90, 100, 110),
+    ]
+
+
+def test_a_lost_window_is_followed_by_new_frames_only():
+    buffer = WindowBuffer(3, 1)
+    for number in range(3):
+        buffer.push(number)
+    assert buffer.take().common == 0
+    buffer.forget_overlap()
+    for number in range(3, 6):
+        buffer.push(number)
+    window = buffer.take()
+    assert window.items == (3, 4, 5) and window.common == 0
 
 
 def test_frame_numbers_go_on_after_clear():

@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Messages to arrays and back. Pixel centres move by half a pixel in Intrinsics.from_opencv / to_opencv, nowhere here.
+
+Poses are (4, 4) float64, camera (or child) to the frame in the header. Images are (H, W, 3) uint8 RGB. Stamps are ns.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import cv2
+import numpy as np
+from builtin_interfaces.msg import Time
+from cv_bridge import CvBridge, CvBridgeError
+from geometry_msgs.msg import Pose, Transform, TransformStamped
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from std_msgs.msg import Header
+
+from rays_as_pixels_model.geometry import (
+    Distortion,
+    GeometryError,
+    Intrinsics,
+    pose_from_quaternion,
+    quaternion_from_matrix,
+)
+
+# Optical axes (x right, y down, z forward) seen from REP 103 axes (x forward, y left, z up).
+T_REP103_OPTICAL = np.array([[0.0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1]])
+
+# Bytes of one pixel for the encodings that say what their colours are.
+BYTES_PER_PIXEL = {
+    "rgb8": 3, "bgr8": 3, "rgba8": 4, "bgra8": 4, "mono8": 1, "yuv422": 2, "yuv422_yuy2": 2,
+    "bayer_rggb8": 1, "bayer_bggr8": 1, "bayer_gbrg8": 1, "bayer_grbg8": 1,
+}  # fmt: skip
+_bridge = CvBridge()
+
+
+class ConversionError(ValueError):
+    """A message that cannot be used; the text is one line with the value and what would be right."""
+
+
+def stamp_ns(stamp: Time) -> int:
+    """Stamp message to nanoseconds."""
+    return stamp.sec * 1_000_000_000 + stamp.nanosec
+
+
+def stamp_message(ns: int) -> Time:
+    """Nanoseconds to a stamp message."""
+    return Time(sec=int(ns // 1_000_000_000), nanosec=int(ns % 1_000_000_000))
+
+
+def header(ns: int, frame_id: str) -> Header:
+    """Make a header."""
+    return Header(stamp=stamp_message(ns), frame_id=frame_id)
+
+
+def check_image(message: Image) -> None:
+    """Check an image's header fields against its data, without touching the pixels.
+
+    Raises:
+        ConversionError: empty, unknown encoding, or sizes that contradict each other.
+    """
+    if message.width == 0 or message.height == 0:
+        raise ConversionError(f"image is {message.width}x{message.height}; it has no pixels")
+    if message.encoding not in BYTES_PER_PIXEL:
+        raise ConversionError(
+            f"image encoding is '{message.encoding}'; it must be one of {', '.join(sorted(BYTES_PER_PIXEL))}"
+        )
+    least = message.width * BYTES_PER_PIXEL[message.encoding]
+    if message.step < least:
+        raise ConversionError(
+            f"image step is {message.step}; {message.width} pixels of {message.encoding} need at least {least}"
+        )
+    if len(message.data) != message.step * message.height:
+        raise ConversionError(
+            f"image has {len(message.data)} bytes; step {message.step} x height {message.height} is "
+            f"{message.step * message.height}"
+        )
+
+
+def image_to_rgb(message: Image | CompressedImage) -> np.ndarray:
+    """Decode an image message to (H, W, 3) uint8 RGB.
+
+    Raises:
+        ConversionError: the message contradicts itself or cannot be decoded.
+    """
+    compressed = hasattr(message, "format")
+    try:
+        if compressed:
+            rgb = _bridge.compressed_imgmsg_to_cv2(message, "rgb8") if len(message.data) else None
+        else:
+            check_image(message)
+            rgb = _bridge.imgmsg_to_cv2(message, desired_encoding="rgb8")
+    except ConversionError:
+        raise
+    except (CvBridgeError, cv2.error, ValueError, TypeError) as error:
+        raise ConversionError(f"image cannot be decoded: {str(error).strip().splitlines()[0]}") from error
+    if rgb is None or rgb.ndim != 3 or 0 in rgb.shape:
+        what = f"compressed image of format '{message.format}'" if compressed else "image"
+        raise ConversionError(f"{what} with {len(message.data)} bytes cannot be decoded")
+    return np.ascontiguousarray(rgb)
+
+
+def rgb_to_image(rgb: np.ndarray, ns: int, frame_id: str) -> Image:
+    """Make an rgb8 image message from (H, W, 3) uint8."""
+    message = _bridge.cv2_to_imgmsg(np.ascontiguousarray(rgb), encoding="rgb8")
+    message.header = header(ns, frame_id)
+    return message
+
+
+def is_zero(info: CameraInfo) -> bool:
+    """Say whether a CameraInfo was left empty (in a goal: use the live camera's)."""
+    return info.width == 0 and info.height == 0 and not np.any(np.asarray(info.k))
+
+
+def camera_from_info(info: CameraInfo) -> tuple[Intrinsics, Distortion]:
+    """Read a camera.
+
+    Raises:
+        ConversionError: no focal length, not finite, no size, or an unknown distortion model.
+    """
+    k = np.asarray(info.k, dtype=np.float64)
+    if not np.any(k):
+        raise ConversionError("camera_info is not calibrated: K is all zero")
+    try:
+        intrinsics = Intrinsics.from_opencv(k[0], k[4], k[2], k[5], info.width, info.height)
+        return intrinsics, Distortion(info.distortion_model if len(info.d) else "", tuple(float(c) for c in info.d))
+    except GeometryError as error:
+        raise ConversionError(f"camera_info: {error}") from error
+
+
+def check_size(info: CameraInfo, width: int, height: int) -> None:
+    """Check that a camera belongs to images of this size.
+
+    Raises:
+        ConversionError: another size.
+    """
+    if (info.width, info.height) != (width, height):
+        raise ConversionError(
+            f"camera_info is for {info.width}x{info.height} images, but the image is {width}x{height}"
+        )
+
+
+@lru_cache(maxsize=4)
+def _undistort_maps(intrinsics: Intrinsics, distortion: Distortion):
+    return distortion.undistort_maps(intrinsics)
+
+
+def pinhole_frame(image: Image | CompressedImage, info: CameraInfo) -> tuple[np.ndarray, Intrinsics]:
+    """Decode an image and undo its lens distortion: (H, W, 3) uint8 and its pinhole camera.
+
+    Raises:
+        ConversionError: the image, the camera, or the two together cannot be used.
+    """
+    rgb = image_to_rgb(image)
+    check_size(info, rgb.shape[1], rgb.shape[0])
+    intrinsics, distortion = camera_from_info(info)
+    if not distortion.is_none:
+        rgb = cv2.remap(rgb, *_undistort_maps(intrinsics, distortion), cv2.INTER_LINEAR)
+    return rgb, intrinsics
+
+
+def camera_info(intrinsics: Intrinsics, ns: int, frame_id: str) -> CameraInfo:
+    """Make the message of a pinhole camera without distortion."""
+    fx, fy, cx, cy = intrinsics.to_opencv()
+    return CameraInfo(
+        header=header(ns, frame_id), width=int(intrinsics.width), height=int(intrinsics.height),
+        distortion_model="plumb_bob", d=[0.0] * 5, k=[fx, 0.0, cx, 0.0, fy, cy, 0.0, 0.0, 1.0],
+        r=[1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0],
+        p=[fx, 0.0, cx, 0.0, 0.0, fy, cy, 0.0, 0.0, 0.0, 1.0, 0.0],
+    )  # fmt: skip
+
+
+def pose_to_matrix(pose: Pose) -> np.ndarray:
+    """Pose message to (4, 4).
+
+    Raises:
+        ConversionError: NaN or infinity, or a quaternion that is not a unit one.
+    """
+    p, q = pose.position, pose.orientation
+    try:
+        return pose_from_quaternion([p.x, p.y, p.z], [q.x, q.y, q.z, q.w])
+    except GeometryError as error:
+        raise ConversionError(str(error)) from error
+
+
+def matrix_to_pose(T: np.ndarray) -> Pose:
+    """(4, 4) to a pose message."""
+    pose = Pose()
+    pose.position.x, pose.position.y, pose.position.z = (float(value) for value in T[:3, 3])
+    q = pose.orientation
+    q.x, q.y, q.z, q.w = (float(value) for value in quaternion_from_matrix(T[:3, :3]))
+    return pose
+
+
+def transform_to_matrix(transform: Transform) -> np.ndarray:
+    """Transform message to (4, 4)."""
+    t, q = transform.translation, transform.rotation
+    return pose_from_quaternion([t.x, t.y, t.z], [q.x, q.y, q.z, q.w])
+
+
+def transform_message(T: np.ndarray, ns: int, frame_id: str, child_frame_id: str) -> TransformStamped:
+    """Make the TF message of T_frame_child (4, 4)."""
+    message = TransformStamped(header=header(ns, frame_id), child_frame_id=child_frame_id)
+    pose = matrix_to_pose(T)
+    t, q = message.transform.translation, message.transform.rotation
+    t.x, t.y, t.z = pose.position.x, pose.position.y, pose.position.z
+    q.x, q.y, q.z, q.w = pose.orientation.x, pose.orientation.y, pose.orientation.z, pose.orientation.w
+    return message
+
+
+def rotate_covariance(covariance: np.ndarray, rotation: np.ndarray, scale: float = 1.0) -> np.ndarray:
+    """Turn a covariance (6, 6), order (x, y, z, rx, ry, rz), by rotation (3, 3); scale is for x, y, z."""
+    turn = np.zeros((6, 6))
+    turn[:3, :3], turn[3:, 3:] = scale * rotation, rotation
+    return turn @ covariance @ turn.T
