@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Smooth random camera paths through the free space of a scene.
 
-Camera optical axes: x right, y down, z forward; world z up. A path is position(t) and yaw, pitch, roll (t), each a sum of
-slow sinusoids with random phases; speeds are drawn log-normally, translation relative to the depth that the camera sees.
+Camera optical axes: x right, y down, z forward; world z up. A path is position(t) and yaw, pitch, roll (t), each a sum
+of slow sinusoids with random phases; speeds are drawn log-normally, translation relative to the depth in view.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from .render import cast_depth
 from .scene import Scene
 
 STYLES = ("handheld", "forward", "orbit", "yaw")
-_STYLE_WEIGHTS = (0.45, 0.25, 0.12, 0.18)
+_STYLE_WEIGHTS = (0.5, 0.22, 0.12, 0.16)
 CLEARANCE = 0.4  # metres between the camera and any surface
 _WINDOW = 4  # steps over which the speeds below are meant
-_ROTATION, _ROTATION_SPREAD = np.radians(4.0), 0.70  # median and log deviation of the rotation over a window
-_TRANSLATION, _TRANSLATION_SPREAD = 0.065, 0.65  # the same for translation / harmonic mean depth
+_ROTATION, _ROTATION_SPREAD = np.radians(4.1), 0.66  # median and log deviation of the rotation over a window
+_TRANSLATION, _TRANSLATION_SPREAD = 0.074, 0.58  # the same for translation / harmonic mean depth
 _TRIES = 24
 
 
@@ -70,14 +70,15 @@ def _start(rng: np.random.Generator, scene: Scene):
     free = np.flatnonzero(clearance >= CLEARANCE + 0.15)
     if len(free) == 0:
         raise ValueError("the scene has no free space for a camera: every sampled point is within 0.55 m of a surface")
-    points = points[free[:8]]
+    points = points[free[:12]]
     yaw = rng.uniform(-np.pi, np.pi, len(points))
-    pitch = np.radians(np.clip(rng.normal(-3, 9, len(points)), -25, 20))
+    pitch = np.radians(np.clip(rng.normal(-5, 9, len(points)), -25, 20))
     roll = np.radians(np.clip(rng.normal(0, 2.5, len(points)), -6, 6))
     view = SimpleNamespace(fx=9.4, fy=9.4, cx=6.0, cy=4.0, width=12, height=8)  # 65 degrees wide
     depth = cast_depth(scene, _poses(points, yaw, pitch, roll), view).reshape(len(points), -1)
     harmonic = 1.0 / (1.0 / depth).mean(axis=1)
-    chosen = int(rng.choice(len(points), p=harmonic / harmonic.sum()))
+    interest = (0.05 + np.log(depth).std(axis=1)) ** 1.5 * np.minimum(harmonic, 4.0)  # near and far in one view
+    chosen = int(rng.choice(len(points), p=interest / interest.sum()))
     return points[chosen], yaw[chosen], pitch[chosen], roll[chosen], float(harmonic[chosen])
 
 
@@ -113,7 +114,7 @@ def _turns(rng: np.random.Generator, frames: int, size: float, style: str) -> np
 
 
 def _moves(rng: np.random.Generator, frames: int, size: float, style: str, yaw: float, pitch: float, depth: float):
-    """Position relative to the first frame and a yaw that goes with it. Returns (frames, 3) metres, (frames,) radians."""
+    """Position relative to the first frame, and a yaw that goes with it: (frames, 3) metres, (frames,) radians."""
     forward = np.array([np.cos(pitch) * np.cos(yaw), np.cos(pitch) * np.sin(yaw), np.sin(pitch)])
     if style == "orbit":
         distance = depth * rng.uniform(0.7, 1.3)
@@ -128,13 +129,13 @@ def _moves(rng: np.random.Generator, frames: int, size: float, style: str, yaw: 
         sway = _scaled(_wave(rng, frames, 3, 14, 50) * [[1], [1], [0.6]], rng.uniform(0.05, 0.35) * size)
         return drive[:, None] * forward + sway.T, np.zeros(frames)
     weight = np.abs(rng.standard_normal(3)) + 0.1
-    basis = np.stack([[np.sin(yaw), -np.cos(yaw), 0], [0, 0, 0.7], forward])
+    basis = np.stack([[np.sin(yaw), -np.cos(yaw), 0], [0, 0, 0.9], forward])
     wave = _scaled(_wave(rng, frames, 3, 18, 90) * weight[:, None], size)
     return wave.T @ basis, np.zeros(frames)
 
 
 def _poses(position: np.ndarray, yaw: np.ndarray, pitch: np.ndarray, roll: np.ndarray) -> np.ndarray:
-    """Camera-to-world poses. position: (F, 3); yaw about world z, pitch up, roll about the optical axis, radians (F,)."""
+    """Camera-to-world poses. position: (F, 3); yaw about world z, pitch up, roll about the optical axis: (F,) radians."""
     forward = np.stack([np.cos(pitch) * np.cos(yaw), np.cos(pitch) * np.sin(yaw), np.sin(pitch)], axis=-1)
     right = np.stack([np.sin(yaw), -np.cos(yaw), np.zeros_like(yaw)], axis=-1)
     down = np.cross(forward, right)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Procedural static scenes of textured boxes, cylinders and spheres. Metres, world z up, floor at z = 0.
 
-Axis letters: P primitives, S = 6 P surfaces (row 6 p + face), K textures. Faces: +x, -x, +y, -y, +z, -z in the frame of the primitive;
-a cylinder uses face 0 for its side, a sphere face 0 for all of it.
+Axis letters: P primitives, S = 6 P surfaces (row 6 p + face), K textures. Faces: +x, -x, +y, -y, +z, -z in the frame
+of the primitive; a cylinder uses face 0 for its side, a sphere face 0 for all of it.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ class Scene:
     """Geometry, materials and light of one scene, as tensors.
 
     kind: (P,) int64; centre: (P, 3); half: (P, 3) half sizes (radius, radius, half height); yaw: (P,) radians about z.
-    texture: (S, 2) int64 into K, two layers; uv: (S, 2, 6): (u, v) = uv[:4].reshape(2, 2) @ (s, t) + uv[4:], in texture
-    repeats, (s, t) metres on the surface; density: (S, 2) repeats per metre; tint: (S, 3); blend: (S,) weight of layer 2;
-    is_sky: (S,) bool. texels: (N, 3) uint8; texture_start, texture_log2: (K,) int64. light: (3,) unit vector towards it;
-    sky: (2, 3) RGB at the horizon and above.
+    texture: (S, 2) int64 into K, two layers; uv: (S, 2, 6): (u, v) = uv[:4].reshape(2, 2) @ (s, t) + uv[4:], in
+    texture repeats, (s, t) metres on the surface; density: (S, 2) repeats per metre; tint: (S, 3); blend: (S,) weight
+    of layer 2; is_sky: (S,) bool. texels: (N,) int32, r | g << 8 | b << 16; texture_start, texture_log2: (K,) int64.
+    light: (3,) unit vector towards it; sky: (2, 3) RGB at the horizon and above.
     """
 
     kind: torch.Tensor
@@ -101,7 +101,7 @@ def random_scene(seed: int, bank: TextureBank) -> Scene:
         light=_tensor(light),
         sky=_tensor(np.array(sky)),
         ambient=float(rng.uniform(0.45, 0.7)),
-        exposure=float(np.exp(rng.normal(0.1, 0.15))),
+        exposure=float(np.exp(rng.normal(0.05, 0.15))),
     )
 
 
@@ -128,7 +128,7 @@ def _indoor(rng: np.random.Generator):
     for _ in range(rng.integers(2, 7)):  # pictures, doors, shelves
         wall, depth = rng.integers(4), rng.choice([0.03, 0.03, 0.2])
         half = np.array([rng.uniform(0.25, 0.9), depth, rng.uniform(0.2, 0.8)])
-        along = rng.uniform(-1, 1) * max(reach[(wall + 0) % 2] - half[0], 0)
+        along = rng.uniform(-1, 1) * max(reach[wall % 2] - half[0], 0)
         yaw = 0.0 if wall % 2 == 0 else np.pi / 2
         away = (1 if wall < 2 else -1) * reach[1 - wall % 2]
         spot = [along, away] if wall % 2 == 0 else [away, along]
@@ -181,10 +181,11 @@ def _materials(rng: np.random.Generator, half: np.ndarray, kind: np.ndarray, tex
     repeat = np.where(is_room, repeat, np.minimum(repeat, 3.0 * np.maximum(width, height)))
     if outdoor:
         repeat[:6] = [120, 120, 120, 120, 120, rng.uniform(1.5, 5)]
-    quarter = np.where(rng.random(surfaces) < 0.3, rng.uniform(-np.pi, np.pi, surfaces), 0.0)
+    angle = np.where(rng.random(surfaces) < 0.3, rng.uniform(-np.pi, np.pi, surfaces), 0.0)
     uv, density = np.zeros((surfaces, 2, 6)), np.zeros((surfaces, 2))
-    _place(uv[:, 0], repeat, repeat, np.where(stretched, 0, quarter), rng.uniform(0, 2, (surfaces, 2)))
-    uv[stretched, 0] = np.stack([1 / width, 0 * width, 0 * width, -1 / height, 0 * width + 0.5, 0 * width + 0.5], 1)[stretched]
+    _place(uv[:, 0], repeat, repeat, np.where(stretched, 0, angle), rng.uniform(0, 2, (surfaces, 2)))
+    zero = np.zeros(surfaces)
+    uv[stretched, 0] = np.stack([1 / width, zero, zero, -1 / height, zero + 0.5, zero + 0.5], 1)[stretched]
     density[:, 0] = np.where(stretched, 1 / np.sqrt(width * height), 1 / repeat)
     coarse = repeat * rng.uniform(2.5, 6.0, surfaces)
     _place(uv[:, 1], coarse, coarse, rng.uniform(-np.pi, np.pi, surfaces), rng.uniform(0, 2, (surfaces, 2)))
@@ -195,7 +196,7 @@ def _materials(rng: np.random.Generator, half: np.ndarray, kind: np.ndarray, tex
         "texture": torch.from_numpy(np.stack([base, macro], 1)),
         "uv": _tensor(uv),
         "density": _tensor(density),
-        "tint": _tensor(rng.uniform(0.8, 1.25, (surfaces, 1)) * rng.uniform(0.8, 1.15, (surfaces, 3))),
+        "tint": _tensor(rng.uniform(0.75, 1.15, (surfaces, 1)) * rng.uniform(0.85, 1.12, (surfaces, 3))),
         "blend": _tensor(rng.uniform(0.25, 0.8, surfaces)),
         "is_sky": torch.from_numpy(is_sky),
     }

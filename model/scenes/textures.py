@@ -23,7 +23,9 @@ _PHOTOS = {
         "astronaut.png", "brick.png", "camera.png", "cell.png", "chelsea.png", "coins.png", "color.png", "grass.png",
         "hubble_deep_field.jpg", "page.png", "retina.jpg", "rocket.jpg",
     ),
-    "held_out": ("coffee.png", "gravel.png", "ihc.png", "moon.png", "motorcycle_left.png", "motorcycle_right.png", "text.png"),
+    "held_out": (
+        "coffee.png", "gravel.png", "ihc.png", "moon.png", "motorcycle_left.png", "motorcycle_right.png", "text.png",
+    ),
 }  # fmt: skip
 _SYNTHETIC = {"train": (0, 96), "held_out": (1_000_000, 48)}  # first seed, number of seeds (noise and pattern each)
 _NOISE_SHARE, _PATTERN_SHARE, _PHOTO_SHARE = 0.14, 0.10, 0.12  # the rest goes to the folder, if one is given
@@ -31,7 +33,7 @@ _NOISE_SHARE, _PATTERN_SHARE, _PHOTO_SHARE = 0.14, 0.10, 0.12  # the rest goes t
 
 @dataclass(frozen=True)
 class Texture:
-    """One mip pyramid. texels: (sum of 4^k for k = log2_size .. 0, 3) uint8 RGB, levels from fine to coarse."""
+    """One mip pyramid. texels: (sum of 4^k for k = log2_size .. 0,) int32 r | g << 8 | b << 16."""
 
     texels: np.ndarray
     log2_size: int
@@ -79,7 +81,7 @@ class TextureBank:
             total = sum(np.sqrt(len(names)) for names in by_sub_folder.values())
             groups += [(names, share * np.sqrt(len(names)) / total) for names in by_sub_folder.values()]
         names = [name for group, _ in groups for name in group]
-        weights = np.concatenate([np.full(len(group), share / len(group)) for group, share in groups])
+        weights = np.concatenate([np.full(len(group), group_share / len(group)) for group, group_share in groups])
         return cls(names, weights / weights.sum())
 
     def __len__(self) -> int:
@@ -98,7 +100,7 @@ class TextureBank:
                 image = _read(value)
             else:
                 image = _noise(int(value)) if kind == "noise" else _pattern(int(value))
-            self._cache[name] = _pyramid(_stretch_contrast(image))
+            self._cache[name] = _pyramid(_normalise(image))
         return self._cache[name]
 
 
@@ -126,7 +128,7 @@ def _folder_images(folder: Path, split: str) -> list[tuple[str, Path]]:
 
 
 def _read(path: str) -> np.ndarray:
-    """Read an image as a (S, S, 3) float32 RGB square in [0, 1], S a power of two up to 256: centre crop, area resize."""
+    """Read the centre square of an image as (S, S, 3) float32 RGB in [0, 1], S a power of two up to 256."""
     image = cv2.imread(path, cv2.IMREAD_COLOR)
     if image is None:
         raise ValueError(f"cannot read the texture {path!r}; it must be a jpg or png image")
@@ -201,19 +203,29 @@ def _pattern(seed: int) -> np.ndarray:
     return image * (1.0 + 0.18 * _fractal(rng, MAX_SIZE, 0.75)[..., None])
 
 
-def _stretch_contrast(image: np.ndarray) -> np.ndarray:
-    """Give dull or very dark textures a usable mean and deviation at the scale of a few pixels."""
-    coarse = cv2.resize(image, (32, 32), interpolation=cv2.INTER_AREA)
-    mean, deviation = float(coarse.mean()), float(coarse.mean(axis=2).std())
-    gain = np.clip(0.17 / (deviation + 1e-3), 1.0, 3.5)
-    return np.clip((image - mean) * gain + np.clip(mean, 0.35, 0.65), 0.0, 1.0)
+def _normalise(image: np.ndarray) -> np.ndarray:
+    """Make a texture useful at low resolution: brightness near the middle, contrast at the scale of a few pixels, no
+    garish colour, and some noise where the image itself is flat. image: (S, S, 3) float32.
+    """
+    grey = image.mean(axis=2, keepdims=True)
+    image = grey + (image - grey) * min(1.0, 0.07 / (float(image.std(axis=2).mean()) + 1e-6))
+    coarse = cv2.resize(grey, (32, 32), interpolation=cv2.INTER_AREA)
+    mean, deviation = float(coarse.mean()), float(coarse.std())
+    gain = np.clip(0.17 / (deviation + 1e-3), 0.8, 3.0)
+    image = (image - mean) * gain + np.clip(mean, 0.38, 0.62)
+    missing = np.sqrt(max(0.14**2 - (gain * deviation) ** 2, 0.0))
+    if missing > 0.03:
+        rng = np.random.default_rng(int(image.sum() * 10) % 2**32)
+        image = image + missing * _fractal(rng, len(image), 0.8)[..., None]
+    return np.clip(image, 0.02, 0.98)
 
 
 def _pyramid(image: np.ndarray) -> Texture:
     """Flatten an image and its halvings. image: (S, S, 3) float32 in [0, 1], S a power of two."""
     levels, size = [], len(image)
     while True:
-        levels.append(np.round(image * 255.0).astype(np.uint8).reshape(-1, 3))
+        r, g, b = np.round(image * 255.0).astype(np.int32).reshape(-1, 3).T
+        levels.append(r | g << 8 | b << 16)
         if len(image) == 1:
             return Texture(np.concatenate(levels), size.bit_length() - 1)
         image = image.reshape(len(image) // 2, 2, len(image) // 2, 2, 3).mean(axis=(1, 3))
