@@ -135,7 +135,7 @@ def _moves(rng: np.random.Generator, frames: int, size: float, style: str, yaw: 
 
 
 def _poses(position: np.ndarray, yaw: np.ndarray, pitch: np.ndarray, roll: np.ndarray) -> np.ndarray:
-    """Camera-to-world poses. position: (F, 3); yaw about world z, pitch up, roll about the optical axis: (F,) radians."""
+    """Camera-to-world poses. position: (F, 3) metres; yaw, pitch (up), roll (about the optical axis): (F,) radians."""
     forward = np.stack([np.cos(pitch) * np.cos(yaw), np.cos(pitch) * np.sin(yaw), np.sin(pitch)], axis=-1)
     right = np.stack([np.sin(yaw), -np.cos(yaw), np.zeros_like(yaw)], axis=-1)
     down = np.cross(forward, right)
