@@ -6,14 +6,16 @@ rays_as_pixels_ros in package_dir: colcon's symlink installs fail on one.
 """
 
 from glob import glob
+from os.path import isdir
 
 from setuptools import find_packages, setup
 
 NAME = "rays_as_pixels_ros"
 MAPPED = {"rays_as_pixels_model": "model", "rays_as_pixels_training": "training"}
 # The .action and .srv texts travel inside embedded_ros, so that a plain `pip install .` finds them and nothing is
-# written to share/rays_as_pixels_interfaces, which belongs to the real interfaces package.
-INTERFACE_TEXTS = {"embedded_ros.interfaces": "rays_as_pixels_interfaces"}
+# written to share/rays_as_pixels_interfaces, which belongs to the real interfaces package. A colcon symlink install
+# runs this file in a folder of links without that one; embedded_ros then reads the texts in the checkout.
+INTERFACE_TEXTS = {"embedded_ros.interfaces": "rays_as_pixels_interfaces"} if isdir("rays_as_pixels_interfaces") else {}
 
 
 def mapped_packages(name, folder):

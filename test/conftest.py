@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every test shares: rclpy (real or embedded), a DDS domain of its own on loopback, and the paths of this checkout."""
+"""What every test shares: rclpy (real or embedded), a DDS domain of its own on loopback, the paths of this checkout."""
 
 import importlib.util
 import itertools
@@ -22,7 +22,10 @@ REAL_ROS = importlib.util.find_spec("rclpy") is not None
 if not REAL_ROS:
     import embedded_ros
 
-    getattr(embedded_ros, "install", lambda: None)()  # until embedded_ros lands
+    try:
+        embedded_ros.install()
+    except (ImportError, AttributeError):  # until embedded_ros lands
+        pass
 
 # Ports of domains above 101 run into Linux' ephemeral ports. Test runs side by side start at different places.
 _domains = itertools.cycle(range(1, 102))

@@ -22,8 +22,8 @@ MAY_IMPORT = {
     "rays_as_pixels_ros": {"rays_as_pixels_model"},
     "embedded_ros": set(),
 }
-# Beside nodes, these of rays_as_pixels_ros may import rclpy and messages.
-ROS_FILES = {"parameters.py", "conversions.py", "entry_points.py", "render_client.py", "rays_as_pixels.py"}
+# Beside nodes, these of rays_as_pixels_ros may import rclpy and messages (the doctor: to see whether rclpy is broken).
+ROS_FILES = {"parameters.py", "conversions.py", "entry_points.py", "render_client.py", "rays_as_pixels.py", "doctor.py"}
 # The entry points put the embedded rclpy in place where no ROS 2 is sourced; the doctor reports which one it is.
 INSTALLERS = {"entry_points.py", "doctor.py", "demo.py"}
 # model/, lower to higher: a file imports only from before it.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading and writing pictures, videos and posed images: there and back, and sizes, rates and cameras as the files say."""
+"""Reading and writing pictures, videos and posed images: there and back; sizes, rates and cameras as the files say."""
 
 import json
 import os
