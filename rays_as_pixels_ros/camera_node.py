@@ -63,7 +63,7 @@ class CameraNode(LifecycleNode):
         super().__init__(name, **kwargs)
         self._load_pipeline = load_pipeline
         self._problems = parameters.declare(self, self.TABLE)
-        self._group = ReentrantCallbackGroup()
+        self._camera_group = ReentrantCallbackGroup()
         self._inputs: list = []
         self._pipeline = None
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", RELIABLE)
@@ -92,13 +92,15 @@ class CameraNode(LifecycleNode):
         compressed = self._p.image_transport == "compressed"
         topic, kind = ("image_raw/compressed", CompressedImage) if compressed else ("image_raw", Image)
         self._inputs = [
-            self.create_subscription(kind, topic, lambda m: self._on_half(0, m), qos, callback_group=self._group),
             self.create_subscription(
-                CameraInfo, "camera_info", lambda m: self._on_half(1, m), qos, callback_group=self._group
+                kind, topic, lambda m: self._on_half(0, m), qos, callback_group=self._camera_group
+            ),
+            self.create_subscription(
+                CameraInfo, "camera_info", lambda m: self._on_half(1, m), qos, callback_group=self._camera_group
             ),
         ]
         self._image_topic, self._image_qos = topic, self._p.image_qos
-        self._diagnostics_timer = self.create_timer(1.0, self._publish_diagnostics, callback_group=self._group)
+        self._diagnostics_timer = self.create_timer(1.0, self._publish_diagnostics, callback_group=self._camera_group)
         self._activated()
         self.get_logger().info(f"active: listening to {self.resolve_topic_name(topic)}")
         return super().on_activate(state)
