@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Read videos, image folders, posed images and webcams as frames; write pictures and videos.
+"""Read videos, image folders, posed images and webcams as frames; write pictures, videos and trajectories.
 
 Frames are (H, W, 3) uint8 RGB. Poses are camera to world, optical axes. Every file is written under a temporary name
 beside its place and renamed, so that a reader never meets half of one.
@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from .geometry import GeometryError, Intrinsics, check_pose
+from .geometry import GeometryError, Intrinsics, check_pose, pose_from_quaternion, quaternion_from_matrix
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 DEFAULT_FPS = 30.0
@@ -323,3 +323,45 @@ def _video_sink(path: Path, size: tuple[int, int], fps: float):
         yield lambda frame: writer.send(np.ascontiguousarray(frame))
     finally:
         writer.close()
+
+
+def write_trajectory(
+    path: str | os.PathLike, times: Sequence[float], T_world_camera: np.ndarray, comment: str = ""
+) -> None:
+    """Write poses (T, 4, 4) as TUM text: `time tx ty tz qx qy qz qw` a line, times in seconds."""
+    lines = [f"# {comment}"] if comment else []
+    lines.append("# time tx ty tz qx qy qz qw")
+    quaternions = quaternion_from_matrix(T_world_camera[:, :3, :3])
+    for time, translation, quaternion in zip(times, T_world_camera[:, :3, 3], quaternions, strict=True):
+        lines.append(f"{time:.9f} " + " ".join(f"{value:.9f}" for value in (*translation, *quaternion)))
+    write_text(path, "\n".join(lines) + "\n")
+
+
+def read_trajectory(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
+    """Read TUM text: times (T,) seconds and poses (T, 4, 4).
+
+    Raises:
+        MediaError: names the line that does not hold eight finite numbers with a unit quaternion.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise MediaError(f"{path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise MediaError(f"{path}: not a text file") from error
+    times, poses = [], []
+    for number, line in enumerate(lines, 1):
+        fields = line.split("#", 1)[0].replace(",", " ").split()
+        if not fields:
+            continue
+        try:
+            values = np.array([float(field) for field in fields])
+            if len(values) != 8 or not np.isfinite(values).all():
+                raise ValueError("expected 8 finite numbers 'time tx ty tz qx qy qz qw'")
+            poses.append(pose_from_quaternion(values[1:4], values[4:]))
+        except ValueError as error:
+            raise MediaError(f"{path}:{number}: {error}") from error
+        times.append(values[0])
+    if not poses:
+        raise MediaError(f"{path}: holds no poses")
+    return np.array(times), np.stack(poses)

@@ -40,10 +40,9 @@ def main(argv: list[str]) -> int:
     """Run the command."""
     args = build_parser().parse_args(argv)
     # Heavy imports only now: --help must answer at once.
-    from rays_as_pixels_model.media import MediaError, open_video, write_text
+    from rays_as_pixels_model.media import MediaError, open_video, write_text, write_trajectory
     from rays_as_pixels_model.pipeline import Pipeline
 
-    from .paths import tum_text
     from .trajectory_report import errors_against_truth, plot_trajectory
 
     video = open_video(args.path, fps=args.fps)
@@ -68,8 +67,8 @@ def main(argv: list[str]) -> int:
         summary["errors"] = errors_against_truth(T_map_camera, truth, span=length - 1)
 
     out = Path(args.out)
-    note = "# camera to first camera, optical axes (x right, y down, z forward), up to scale\n"
-    write_text(out / "trajectory.txt", note + tum_text(seconds, T_map_camera))
+    note = "camera to first camera, optical axes (x right, y down, z forward), up to scale"
+    write_trajectory(out / "trajectory.txt", seconds, T_map_camera, note)
     plot_trajectory(out / "trajectory.png", seconds, T_map_camera, truth, title=Path(args.path).name)
     write_text(out / "summary.json", json.dumps(summary, indent=2) + "\n")
     _print(summary, out)

@@ -8,8 +8,12 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def progress(text: str, total: int | None) -> Iterator[Callable[[], None]]:
-    """Show a bar of `total` steps (None: unknown) and give the function that moves it on by one."""
+def progress(text: str, total: int | None) -> Iterator[Callable[..., None]]:
+    """Show a bar and give `move(done, total)`, which sets it; without arguments it moves on by one.
+
+    Args:
+        total: steps in all, None if not known beforehand.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -17,4 +21,11 @@ def progress(text: str, total: int | None) -> Iterator[Callable[[], None]]:
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(text, total=total)
-        yield lambda: bar.advance(task)
+
+        def move(done: int | None = None, of: int | None = None) -> None:
+            if done is None:
+                bar.advance(task)
+            else:
+                bar.update(task, completed=done, total=of)
+
+        yield move

@@ -9,8 +9,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rays_as_pixels_model.geometry import so3_exp
-from rays_as_pixels_model.media import MediaError, open_video, read_image, replacing, write_png, write_text, write_video
+from rays_as_pixels_model.geometry import make_pose, so3_exp
+from rays_as_pixels_model.media import (
+    MediaError,
+    open_video,
+    read_image,
+    read_trajectory,
+    replacing,
+    write_png,
+    write_text,
+    write_trajectory,
+    write_video,
+)
 
 
 def pictures(count, height=48, width=64):
@@ -121,3 +131,14 @@ def test_a_frame_of_another_size_stops_the_video_and_leaves_nothing(tmp_path):
     with pytest.raises(MediaError, match="frame 2"):
         write_video(tmp_path / "a.mp4", [*pictures(2), pictures(1, 30, 30)[0]], fps=10)
     assert os.listdir(tmp_path) == []
+
+
+def test_trajectory_there_and_back(tmp_path):
+    rng = np.random.default_rng(1)
+    poses = make_pose(so3_exp(rng.normal(0, 1.5, (40, 3))), rng.normal(0, 3, (40, 3)))
+    times = 1305031240.631058 + np.arange(40) / 30
+    write_trajectory(tmp_path / "a.txt", times, poses, comment="made here")
+    assert (tmp_path / "a.txt").read_text().startswith("# made here\n# time tx ty tz qx qy qz qw\n1305031240.631")
+    back_times, back = read_trajectory(tmp_path / "a.txt")
+    np.testing.assert_allclose(back_times, times, atol=1e-6)
+    np.testing.assert_allclose(back, poses, atol=1e-7)

@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The rays-as-pixels command as a user meets it: help at once, exit statuses, and results in files."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import cv2
+import numpy as np
+import pytest
+
+from rays_as_pixels_model.media import open_video, read_trajectory, write_png
+from rays_as_pixels_ros import cli
+from rays_as_pixels_ros.command_estimate import overlapping_windows
+from rays_as_pixels_ros.trajectory_report import align_to, errors_against_truth
+
+COMMAND = [sys.executable, "-m", "rays_as_pixels_ros.cli"]
+
+
+def rays_as_pixels(*arguments, cwd=None):
+    """Run the command in a process of its own."""
+    return subprocess.run([*COMMAND, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=200)
+
+
+def one_error_line(done):
+    """The error line of a failed command; fails when there is more than this line."""
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("rays-as-pixels: error: ")
+    return lines[0]
+
+
+def test_help_lists_every_command():
+    done = rays_as_pixels("--help")
+    assert done.returncode == 0 and done.stderr == ""
+    for name, (_, text) in cli.COMMANDS.items():
+        assert f"  {name}" in done.stdout and text in done.stdout
+
+
+@pytest.mark.parametrize("command", [[], *([name] for name in cli.COMMANDS), ["node", "camera_player"]])
+def test_help_imports_nothing_heavy(command):
+    """Answering --help takes a moment because the heavy packages wait until the arguments are parsed."""
+    code = (
+        "import sys\n"
+        "from rays_as_pixels_ros.cli import main\n"
+        "try:\n    main(sys.argv[1:] + ['--help'])\n"
+        "except SystemExit as end:\n    assert not end.code, end.code\n"
+        "heavy = {'torch', 'cv2', 'scipy', 'matplotlib', 'skimage', 'rosbags', 'cyclonedds'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    if command[:1] == ["node"] and len(command) > 1:
+        pytest.skip("a node's own help is the node's")
+    done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "usage" in done.stdout.lower()
+
+
+@pytest.mark.parametrize(
+    "arguments, says",
+    [
+        ([], "COMMAND"),
+        (["fly"], "'fly'"),
+        (["estimate"], "PATH"),
+        (["estimate", "x", "--fov", "181"], "between 0 and 180"),
+        (["estimate", "x", "--fov", "nan"], "between 0 and 180"),
+        (["estimate", "x", "--stride", "0"], "at least 1"),
+        (["estimate", "x", "--steps", "two"], "'two' is not a whole number"),
+        (["estimate", "x", "--device", "gpu"], "'gpu' is not auto, cpu, cuda"),
+        (["estimate", "x", "--intrinsics", "1,2,3"], "fx,fy,cx,cy"),
+        (["estimate", "x", "--intrinsics=-1,2,3,4"], "positive"),
+        (["estimate", "x", "--fov", "60", "--intrinsics", "1,2,3,4"], "not allowed with"),
+        (["render", "x", "--motion", "spiral"], "'spiral'"),
+        (["render", "x", "--offset", "1,2"], "X,Y,Z"),
+        (["node", "coffee_node"], "'coffee_node'"),
+        (["doctor", "now"], "now"),
+    ],
+)
+def test_bad_arguments_are_one_line_and_exit_2(arguments, says):
+    done = rays_as_pixels(*arguments)
+    assert done.returncode == 2 and done.stdout == ""
+    assert says in one_error_line(done)
+
+
+def test_windows_cover_every_frame_and_overlap():
+    for count in range(5, 30):
+        for hop in range(1, 5):
+            windows = list(overlapping_windows(range(count), 5, hop))
+            assert {frame for window in windows for frame in window} == set(range(count))
+            assert all(len(window) == 5 for window in windows)
+            assert all(set(a) & set(b) for a, b in zip(windows, windows[1:], strict=False))
+            assert len(windows) == 1 + -(-(count - 5) // hop)
+    assert list(overlapping_windows(range(4), 5, 2)) == []
+
+
+def test_errors_vanish_for_a_similar_trajectory_and_show_a_wrong_one():
+    rng = np.random.default_rng(0)
+    from rays_as_pixels_model.geometry import make_pose, so3_exp
+
+    truth = make_pose(so3_exp(np.cumsum(rng.normal(0, 0.03, (30, 3)), 0)), np.cumsum(rng.normal(0, 0.1, (30, 3)), 0))
+    similar = make_pose(so3_exp(np.array([0.3, 0.2, 0.1])), np.array([1.0, 2.0, 3.0])) @ truth
+    similar[:, :3, 3] *= 0.25
+    errors = errors_against_truth(similar, truth, span=4)
+    assert errors["rotation_error_deg_median"] < 1e-5 and errors["ate_rmse"] < 1e-9
+    assert errors["direction_error_deg_median"] < 1e-5
+    np.testing.assert_allclose(align_to(similar, truth), truth, atol=1e-9)
+    still = errors_against_truth(np.tile(np.eye(4), (30, 1, 1)), truth, span=4)
+    assert still["rotation_error_deg_median"] == pytest.approx(still["rotation_of_truth_deg_median"])
+    assert still["direction_error_deg_median"] == pytest.approx(90)
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory):
+    """A folder of posed images, rendered: 13 frames of a room along a hand-held path."""
+    from rays_as_pixels_model.geometry import Intrinsics
+    from rays_as_pixels_model.scenes import TextureBank, random_path, random_scene, render
+
+    folder = tmp_path_factory.mktemp("recording")
+    scene = random_scene(7, TextureBank.default(split="held_out"))
+    poses = random_path(7, scene, 13)
+    camera = Intrinsics.from_fov(70, 120, 80)
+    frames, _ = render(scene, poses, camera)
+    fx, fy, cx, cy = camera.to_opencv()
+    listed = []
+    for index, (frame, pose) in enumerate(zip(frames, poses, strict=True)):
+        write_png(folder / "images" / f"{index:05d}.png", frame)
+        listed.append({"file": f"images/{index:05d}.png", "fx": fx, "fy": fy, "cx": cx, "cy": cy,
+                       "T_world_camera": pose.tolist()})
+    about = {"width": 120, "height": 80, "pixel_centre_of_top_left": [0, 0], "fps": 10, "frames": listed}
+    (folder / "cameras.json").write_text(json.dumps(about))
+    return folder
+
+
+@pytest.mark.slow
+def test_estimate_posed_images(recording, tmp_path):
+    done = rays_as_pixels("estimate", recording, "--out", tmp_path, "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    seconds, poses = read_trajectory(tmp_path / "trajectory.txt")
+    np.testing.assert_allclose(seconds, np.arange(13) / 10, atol=1e-6)
+    np.testing.assert_allclose(poses[0], np.eye(4), atol=1e-6)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["frames"] == 13 and summary["intrinsics"] == "cameras.json"
+    again = errors_against_truth(poses, open_video(recording).T_world_camera, span=summary["errors"]["span_frames"])
+    assert again["ate_rmse"] == pytest.approx(summary["errors"]["ate_rmse"], rel=1e-3)
+    errors = summary["errors"]
+    assert errors["rotation_error_deg_median"] < errors["rotation_of_truth_deg_median"], "worse than no motion at all"
+    picture = cv2.imread(str(tmp_path / "trajectory.png"))
+    assert picture.shape[0] > 300 and len(np.unique(picture.reshape(-1, 3), axis=0)) > 50
+    assert f"{errors['rotation_error_deg_median']:.2f} deg" in done.stdout
+
+
+@pytest.mark.slow
+def test_estimate_is_the_same_for_the_same_seed_and_uses_stride(recording, tmp_path):
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        done = rays_as_pixels("estimate", recording / "images", "--fov", 70, "--stride", 2, "--seed", seed, "--fps", 10,
+                              "--out", tmp_path / name)
+        assert done.returncode == 0, done.stderr
+    first = (tmp_path / "a" / "trajectory.txt").read_text()
+    assert first == (tmp_path / "b" / "trajectory.txt").read_text()
+    assert first != (tmp_path / "c" / "trajectory.txt").read_text()
+    np.testing.assert_allclose(read_trajectory(tmp_path / "a" / "trajectory.txt")[0], np.arange(0, 13, 2) / 10, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sources", [1, 2])
+def test_render_views(recording, tmp_path, sources):
+    done = rays_as_pixels("render", recording, "--views", 3, "--degrees", 10, "--steps", 2, "--sources", sources,
+                          "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert sorted(os.listdir(tmp_path)) == ["poses.txt", "view_000.png", "view_001.png", "view_002.png", "views.mp4"]
+    video = open_video(tmp_path / "views.mp4")
+    assert len(list(video)) == 3
+    assert cv2.imread(str(tmp_path / "view_002.png")).shape[:2] == video.size[::-1]
+    poses = read_trajectory(tmp_path / "poses.txt")[1]
+    angle = np.degrees(np.arccos((np.trace(poses[0, :3, :3].T @ poses[2, :3, :3]) - 1) / 2))
+    assert angle == pytest.approx(10, abs=1e-3)
+
+
+@pytest.mark.slow
+def test_doctor_names_what_it_found():
+    done = rays_as_pixels("doctor")
+    assert done.returncode == 0, done.stdout + done.stderr
+    for word in ("python", "torch", "checkpoint", "sha256", "usable"):
+        assert word in done.stdout
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_quietly(recording, tmp_path):
+    long = tmp_path / "long"
+    long.mkdir()
+    for index in range(600):
+        shutil.copy(recording / "images" / f"{index % 13:05d}.png", long / f"{index:05d}.png")
+    process = subprocess.Popen([*COMMAND, "estimate", str(long), "--hop", "1", "--out", str(tmp_path / "out")],
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    time.sleep(6)
+    assert process.poll() is None, process.communicate()
+    process.send_signal(signal.SIGINT)
+    output = process.communicate(timeout=30)
+    assert process.returncode == 130 and output == ("", "")
+    assert not (tmp_path / "out").exists()
