@@ -12,7 +12,8 @@ __all__ = ["install", "loopback_uri", "runtime"]
 def loopback_uri():
     """Return a CYCLONEDDS_URI that keeps all traffic on this machine: for demos and tests, set by the caller."""
     return (
-        '<General><Interfaces><NetworkInterface name="lo"/></Interfaces><AllowMulticast>false</AllowMulticast></General>'
+        '<General><Interfaces><NetworkInterface name="lo"/></Interfaces>'
+        "<AllowMulticast>false</AllowMulticast></General>"
         "<Discovery><ParticipantIndex>auto</ParticipantIndex><MaxAutoParticipantIndex>32</MaxAutoParticipantIndex>"
         '<Peers><Peer address="127.0.0.1"/></Peers></Discovery>'
     )

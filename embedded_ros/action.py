@@ -297,8 +297,7 @@ class ActionServer:
         self._status.publish(
             self.action_type.Impl.GoalStatusMessage(
                 status_list=[
-                    status(goal_info=info(goal_id=goal.goal_id, stamp=goal.stamp), status=goal.status)
-                    for goal in goals
+                    status(goal_info=info(goal_id=goal.goal_id, stamp=goal.stamp), status=goal.status) for goal in goals
                 ]
             )
         )

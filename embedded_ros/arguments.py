@@ -107,9 +107,8 @@ def _matches(pattern, name):
     """Match '/ns/node' against a pattern in which ** stands for any number of names and * for one."""
     if pattern == "/**":
         return True
-    expression = "".join(
-        {"/**": "(/[^/]+)*", "*": "[^/]+"}.get(part, re.escape(part)) for part in re.findall(r"/\*\*|\*|[^*/]+|/", pattern)
-    )
+    parts = re.findall(r"/\*\*|\*|[^*/]+|/", pattern)
+    expression = "".join({"/**": "(/[^/]+)*", "*": "[^/]+"}.get(part, re.escape(part)) for part in parts)
     return re.fullmatch(expression, name) is not None
 
 

@@ -141,7 +141,8 @@ def _warn_small_buffers():
         return
     if size < _WANTED_BUFFER:
         _logger.warning(
-            f"net.core.rmem_max is {size} B: best-effort images will be lost; fix: sudo sysctl -w net.core.rmem_max=4194304"
+            f"net.core.rmem_max is {size} B: best-effort images will be lost; "
+            "fix: sudo sysctl -w net.core.rmem_max=4194304"
         )
 
 

@@ -33,8 +33,7 @@ _SERVICES = {
     "lifecycle_msgs/srv/ChangeState": "lifecycle_msgs/Transition transition\n---\nbool success\n",
     "lifecycle_msgs/srv/GetState": "---\nlifecycle_msgs/State current_state\n",
     "lifecycle_msgs/srv/GetAvailableStates": "---\nlifecycle_msgs/State[] available_states\n",
-    "lifecycle_msgs/srv/GetAvailableTransitions": "---\n"
-    "lifecycle_msgs/TransitionDescription[] available_transitions\n",
+    "lifecycle_msgs/srv/GetAvailableTransitions": "---\nlifecycle_msgs/TransitionDescription[] available_transitions\n",
     "rcl_interfaces/srv/GetParameters": "string[] names\n---\nrcl_interfaces/ParameterValue[] values\n",
     "rcl_interfaces/srv/GetParameterTypes": "string[] names\n---\nuint8[] types\n",
     "rcl_interfaces/srv/SetParameters": "rcl_interfaces/Parameter[] parameters\n---\n"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ROS graph: tells others which node owns which endpoint (ros_discovery_info) and answers questions about others."""
+"""The ROS graph: tells others which node owns which endpoint (ros_discovery_info), and answers about theirs."""
 
 import threading
 import time
@@ -165,4 +165,6 @@ class Graph:
 
 def ros_type(dds_type):
     """Turn 'pkg::msg::dds_::Name_' into 'pkg/msg/Name'; other names stay as they are."""
-    return dds_type.replace("::dds_::", "/").replace("::", "/").removesuffix("_") if "::dds_::" in dds_type else dds_type
+    if "::dds_::" not in dds_type:
+        return dds_type
+    return dds_type.replace("::dds_::", "/").replace("::", "/").removesuffix("_")

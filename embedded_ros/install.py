@@ -10,7 +10,7 @@ _state = {"runtime": None}
 
 
 def runtime():
-    """Return 'rclpy' when the real one is used, 'embedded' after install() took its place, else what install would do."""
+    """Return 'rclpy' or 'embedded': what install() put in place, or would."""
     if _state["runtime"] is None:
         return "rclpy" if _find("rclpy") else "embedded"
     return _state["runtime"]

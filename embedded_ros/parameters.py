@@ -7,8 +7,8 @@ from enum import IntEnum
 from .messages import message_class
 
 
-def _message(name, **values):
-    return message_class(f"rcl_interfaces/msg/{name}")(**values)
+def _message(kind, /, **values):
+    return message_class(f"rcl_interfaces/msg/{kind}")(**values)
 
 
 class ParameterException(Exception):
@@ -249,7 +249,8 @@ def _range_error(parameter, descriptor):
     for limit in ranges:
         if not limit.from_value <= value <= limit.to_value:
             return (
-                f"Parameter {parameter.name} out of range Min: {limit.from_value}, Max: {limit.to_value}, value: {value}"
+                f"Parameter {parameter.name} out of range Min: {limit.from_value}, Max: {limit.to_value}, "
+                f"value: {value}"
             )
         if limit.step and value not in (limit.from_value, limit.to_value):
             steps = (value - limit.from_value) / limit.step

@@ -51,9 +51,7 @@ def _declare(name, result, *arguments):
 _dds_write = _declare("dds_write", ct.c_int32, ct.c_int32, ct.c_void_p)
 _dds_takecdr = _declare("dds_takecdr", ct.c_int32, ct.c_int32, ct.c_void_p, ct.c_uint32, ct.c_void_p, ct.c_uint32)
 _size = _declare("ddsi_serdata_size", ct.c_uint32, ct.c_void_p)
-_to_ref = _declare(
-    "ddsi_serdata_to_ser_ref", ct.c_void_p, ct.c_void_p, ct.c_size_t, ct.c_size_t, ct.POINTER(_IoVector)
-)
+_to_ref = _declare("ddsi_serdata_to_ser_ref", ct.c_void_p, ct.c_void_p, ct.c_size_t, ct.c_size_t, ct.POINTER(_IoVector))
 _unref_ser = _declare("ddsi_serdata_to_ser_unref", None, ct.c_void_p, ct.POINTER(_IoVector))
 _unref = _declare("ddsi_serdata_unref", None, ct.c_void_p)
 _delete = _declare("dds_delete", ct.c_int32, ct.c_int32)
