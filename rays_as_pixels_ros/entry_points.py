@@ -7,7 +7,6 @@ Also `python -m rays_as_pixels_ros.entry_points NODE [arguments] [--ros-args ...
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import sys
 
 _MODULES = {
@@ -20,11 +19,10 @@ _MODULES = {
 
 
 def provide_rclpy() -> None:
-    """Make `import rclpy` and `import cv_bridge` work, with the embedded ones where the real ones are missing."""
-    if importlib.util.find_spec("rclpy") is None:
-        import embedded_ros
+    """Make `import rclpy` and `import cv_bridge` work: the real ones where they import, else the embedded ones."""
+    import embedded_ros
 
-        embedded_ros.install()
+    embedded_ros.install()
 
 
 def run(node: str, args: list[str] | None = None) -> int:

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Both nodes in one process over one model: camera stream to trajectory, and views on request."""
+
+from launch.actions import DeclareLaunchArgument
+from launch.conditions import IfCondition
+from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
+from launch_ros.actions import Node
+from launch_ros.parameter_descriptions import ParameterValue
+from launch_ros.substitutions import FindPackageShare
+
+from launch import LaunchDescription
+
+SHARE = FindPackageShare("rays_as_pixels_ros")
+ARGUMENTS = {
+    "namespace": ("", "namespace of both nodes"),
+    "params_file": (PathJoinSubstitution([SHARE, "config", "rays_as_pixels.yaml"]), "parameters of both nodes"),
+    "checkpoint": ("", "model folder or safetensors file; empty: the one that is shipped"),
+    "device": ("auto", "auto, cpu, cuda"),
+    "image": ("image_raw", "image topic, without /compressed"),
+    "camera_info": ("camera_info", "camera_info topic"),
+    "image_transport": ("raw", "raw or compressed"),
+    "use_sim_time": ("false", "take time from /clock"),
+    "rviz": ("false", "start rviz2"),
+    "autostart": ("true", "configure and activate the nodes"),
+    "log_level": ("info", "debug, info, warn, error"),
+}
+
+
+def generate_launch_description():
+    """Declare the arguments and start the process."""
+    value = {name: LaunchConfiguration(name) for name in ARGUMENTS}
+    as_bool = {name: ParameterValue(value[name], value_type=bool) for name in ("use_sim_time", "autostart")}
+    as_text = {
+        name: ParameterValue(value[name], value_type=str) for name in ("checkpoint", "device", "image_transport")
+    }
+    return LaunchDescription(
+        [DeclareLaunchArgument(name, default_value=d, description=t) for name, (d, t) in ARGUMENTS.items()]
+        + [
+            Node(
+                package="rays_as_pixels_ros",
+                executable="rays_as_pixels",
+                namespace=value["namespace"],
+                parameters=[value["params_file"], {**as_text, **as_bool}],
+                remappings=[
+                    ("image_raw", value["image"]),
+                    ("image_raw/compressed", [value["image"], "/compressed"]),
+                    ("camera_info", value["camera_info"]),
+                ],
+                arguments=["--ros-args", "--log-level", value["log_level"]],
+                output="screen",
+            ),
+            Node(
+                package="rviz2",
+                executable="rviz2",
+                namespace=value["namespace"],
+                arguments=["-d", PathJoinSubstitution([SHARE, "config", "rays_as_pixels.rviz"])],
+                parameters=[{"use_sim_time": as_bool["use_sim_time"]}],
+                condition=IfCondition(value["rviz"]),
+            ),
+        ]
+    )

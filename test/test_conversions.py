@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Messages to arrays and back; every bad message is refused in one clear line."""
+
+import numpy as np
+import pytest
+from builtin_interfaces.msg import Time
+from geometry_msgs.msg import Pose
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.spatial.transform import Rotation
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+
+from rays_as_pixels_model.geometry import Intrinsics
+from rays_as_pixels_ros import conversions as c
+
+
+def picture(height=6, width=8, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def image(encoding="rgb8", height=6, width=8, step=None, data=None):
+    step = width * c.BYTES_PER_PIXEL.get(encoding, 3) if step is None else step
+    message = Image(height=height, width=width, encoding=encoding, step=step)
+    message.data = bytes(step * height) if data is None else data
+    return message
+
+
+@given(ns=st.integers(0, 2**31 * 10**9 - 1))
+def test_stamps_there_and_back(ns):
+    assert c.stamp_ns(c.stamp_message(ns)) == ns
+
+
+def test_stamp_of_a_message():
+    assert c.stamp_ns(Time(sec=3, nanosec=5)) == 3_000_000_005
+
+
+@settings(max_examples=20, deadline=None)
+@given(height=st.integers(1, 40), width=st.integers(1, 40), seed=st.integers(0, 99))
+def test_rgb_there_and_back(height, width, seed):
+    rgb = picture(height, width, seed)
+    message = c.rgb_to_image(rgb, 7, "camera")
+    assert (message.header.frame_id, c.stamp_ns(message.header.stamp)) == ("camera", 7)
+    np.testing.assert_array_equal(c.image_to_rgb(message), rgb)
+
+
+def test_channel_order_and_row_padding():
+    rgb = picture()
+    padded = np.zeros((6, 30), dtype=np.uint8)
+    padded[:, :24] = rgb[..., ::-1].reshape(6, 24)
+    message = image("bgr8", step=30, data=padded.tobytes())
+    np.testing.assert_array_equal(c.image_to_rgb(message), rgb)
+
+
+def test_grey_becomes_three_equal_channels():
+    grey = picture()[..., 0]
+    rgb = c.image_to_rgb(image("mono8", data=grey.tobytes()))
+    np.testing.assert_array_equal(rgb, np.repeat(grey[..., None], 3, axis=2))
+
+
+def test_jpeg():
+    import cv2
+
+    flat = np.full((32, 48, 3), (200, 100, 50), dtype=np.uint8)
+    good, data = cv2.imencode(".jpg", flat[..., ::-1])
+    message = CompressedImage(format="jpeg", data=data.tobytes())
+    assert good and np.abs(c.image_to_rgb(message).astype(int) - flat).max() <= 4
+
+
+@pytest.mark.parametrize("message, reason", [
+    (image(height=0, width=0, step=0), "0x0"),
+    (image(step=5), "step is 5; 8 pixels of rgb8 need at least 24"),
+    (image(data=bytes(10)), "has 10 bytes"),
+    (image(encoding="hsv9"), "encoding is 'hsv9'"),
+    (image(encoding="8UC3"), "encoding is '8UC3'"),
+    (image(encoding="32FC1"), "encoding is '32FC1'"),
+    (CompressedImage(format="jpeg", data=b"not a picture"), "cannot be decoded"),
+    (CompressedImage(format="jpeg", data=b""), "cannot be decoded"),
+])  # fmt: skip
+def test_bad_images_are_refused_in_one_line(message, reason):
+    with pytest.raises(c.ConversionError, match=reason) as caught:
+        c.image_to_rgb(message)
+    assert "\n" not in str(caught.value)
+
+
+def info(**changes):
+    message = CameraInfo(width=8, height=6, distortion_model="plumb_bob", d=[0.0] * 5,
+                         k=[10.0, 0.0, 3.5, 0.0, 11.0, 2.5, 0.0, 0.0, 1.0])  # fmt: skip
+    for name, value in changes.items():
+        setattr(message, name, value)
+    return message
+
+
+def test_half_a_pixel_is_added_once():
+    intrinsics, distortion = c.camera_from_info(info())
+    assert intrinsics == Intrinsics(10.0, 11.0, 4.0, 3.0, 8, 6) and distortion.is_none
+
+
+@given(f=st.floats(1, 1e4), cx=st.floats(-10, 1e4), cy=st.floats(-10, 1e4))
+def test_camera_there_and_back(f, cx, cy):
+    camera = Intrinsics(f, f * 1.1, cx, cy, 640, 480)
+    found, _ = c.camera_from_info(c.camera_info(camera, 0, "camera"))
+    assert (found.fx, found.fy, found.width, found.height) == (camera.fx, camera.fy, 640, 480)
+    assert (found.cx, found.cy) == pytest.approx((cx, cy), abs=1e-9)
+
+
+@pytest.mark.parametrize("changes, reason", [
+    (dict(k=[0.0] * 9), "not calibrated: K is all zero"),
+    (dict(k=[float("nan")] * 9), "finite"),
+    (dict(width=0), "size"),
+    (dict(distortion_model="bent"), "bent"),
+    (dict(d=[0.1, 0.2]), "coefficients"),
+])  # fmt: skip
+def test_bad_cameras_are_refused(changes, reason):
+    with pytest.raises(c.ConversionError, match=reason):
+        c.camera_from_info(info(**changes))
+
+
+def test_a_camera_of_another_size_is_refused():
+    with pytest.raises(c.ConversionError, match="camera_info is for 640x480 images, but the image is 8x6"):
+        c.pinhole_frame(image(), info(width=640, height=480))
+
+
+@pytest.mark.parametrize("model, d", [
+    ("plumb_bob", [-0.25, 0.08, 0.001, -0.002, 0.0]),
+    ("rational_polynomial", [-0.2, 0.05, 0.001, 0.0, 0.01, 0.02, 0.0, 0.0]),
+    ("equidistant", [0.05, -0.01, 0.002, 0.0]),
+])  # fmt: skip
+def test_distortion_is_undone(model, d):
+    """A grid of points drawn where the lens puts them comes out where a pinhole camera would see them."""
+    import cv2
+
+    width, height, f = 240, 180, 160.0
+    k = np.array([[f, 0, 119.5], [0, f, 89.5], [0, 0, 1.0]])
+    points = np.array([[x, y, 1.0] for x in (-0.4, -0.2, 0.0, 0.2, 0.4) for y in (-0.3, 0.0, 0.3)])
+    if model == "equidistant":
+        seen = cv2.fisheye.distortPoints(points[:, None, :2], k, np.array(d))[:, 0]
+    else:
+        seen = cv2.projectPoints(points, np.zeros(3), np.zeros(3), k, np.array(d))[0][:, 0]
+    yy, xx = np.mgrid[:height, :width]
+    rgb = np.zeros((height, width, 3), dtype=np.uint8)
+    for x, y in seen:
+        rgb[np.hypot(xx - x, yy - y) < 3] = 255
+    message = CameraInfo(width=width, height=height, distortion_model=model, d=d, k=k.reshape(-1))
+    out, camera = c.pinhole_frame(c.rgb_to_image(rgb, 0, "camera"), message)
+    blobs = cv2.connectedComponentsWithStats((out[..., 0] > 127).astype(np.uint8))[3][1:]
+    pinhole = points[:, :2] * f + (camera.cx - 0.5, camera.cy - 0.5)
+    for point in pinhole:
+        assert np.hypot(*(blobs - point).T).min() < 0.7
+
+
+@given(seed=st.integers(0, 999))
+def test_poses_there_and_back(seed):
+    rng = np.random.default_rng(seed)
+    T = np.eye(4)
+    T[:3, :3], T[:3, 3] = Rotation.random(random_state=rng).as_matrix(), rng.normal(0, 5, 3)
+    np.testing.assert_allclose(c.pose_to_matrix(c.matrix_to_pose(T)), T, atol=1e-12)
+    message = c.transform_message(T, 5, "map", "base")
+    assert (message.header.frame_id, message.child_frame_id) == ("map", "base")
+    np.testing.assert_allclose(c.transform_to_matrix(message.transform), T, atol=1e-12)
+
+
+def test_bad_poses_are_refused():
+    pose = Pose()
+    pose.orientation.w = 2.0
+    with pytest.raises(c.ConversionError, match="norm"):
+        c.pose_to_matrix(pose)
+    pose.orientation.w = 1.0
+    pose.position.y = float("nan")
+    with pytest.raises(c.ConversionError, match="finite"):
+        c.pose_to_matrix(pose)
+
+
+def test_optical_axes_in_rep103():
+    forward, right, down = np.eye(3)[[2, 0, 1]]
+    turn = c.T_REP103_OPTICAL[:3, :3]
+    np.testing.assert_array_equal(turn @ forward, [1, 0, 0])
+    np.testing.assert_array_equal(turn @ right, [0, -1, 0])
+    np.testing.assert_array_equal(turn @ down, [0, 0, -1])
+
+
+def test_covariance_turns_with_the_axes():
+    covariance = np.diag([1.0, 2, 3, 4, 5, 6])
+    turned = c.rotate_covariance(covariance, c.T_REP103_OPTICAL[:3, :3], scale=2.0)
+    np.testing.assert_allclose(np.diag(turned), [12, 4, 8, 6, 4, 5])
