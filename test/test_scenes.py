@@ -91,15 +91,18 @@ def test_same_seed_same_frames_other_seed_other_frames(bank):
 def test_splits_share_nothing(tmp_path):
     rng = np.random.default_rng(0)
     names = [f"a/{i:02d}.png" for i in range(21)] + ["b/x_data_coffee.png", "b/x_data_rocket.jpg"]
+    names += [f"c/Bark_{material}_{variant}.png" for material in (0, 1) for variant in range(5)]
     for name in names:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         cv2.imwrite(str(tmp_path / name), rng.integers(0, 255, (20, 30, 3), dtype=np.uint8))
     train, held_out = (TextureBank.default(split, tmp_path) for split in ("train", "held_out"))
     assert not set(train.names) & set(held_out.names)
     below = [n.removeprefix(f"file:{tmp_path}/") for n in held_out.names if str(tmp_path) in n]
-    assert below == ["a/09.png", "a/19.png", "b/x_data_coffee.png"]  # shipped photos keep their split
+    assert below == ["a/09.png", "a/19.png", "b/x_data_coffee.png", "c/Bark_1_1.png"]  # shipped photos keep theirs
+    assert not any("Bark_1_" in n for n in train.names)  # other variants of a held-out material
+    assert sum("Bark_0_" in n for n in train.names) == 5
     without = [len(TextureBank.default(split)) for split in ("train", "held_out")]
-    assert len(train) + len(held_out) == len(names) + sum(without)
+    assert len(train) + len(held_out) == len(names) - 4 + sum(without)
     assert any("astronaut" in n for n in train.names) and any("coffee.png" in n for n in held_out.names)
     assert train.load(f"file:{tmp_path}/a/00.png").log2_size == 4
     with pytest.raises(ValueError, match="no jpg or png"):

@@ -17,7 +17,7 @@ from .scene import BOX, CYLINDER, ROOM, Scene
 if TYPE_CHECKING:
     from ..geometry import Intrinsics
 
-_CHUNK = 49_152  # rays at a time: working set near the size of a CPU's second-level cache
+_CHUNK = 98_304  # rays at a time; fewer pay more for calls, more pay in memory (about 60 MB)
 _NEAR = 1e-3  # metres
 
 
@@ -217,7 +217,8 @@ def _shade(
     colour = first * (second.sub_(0.5).mul_(2 * blend).add_(1.0)) * tint * brightness
     if scene.outdoor:
         colour = torch.lerp(colour, _sky(scene, dz / length, first), is_sky)
-    return colour.mul_(255.0).clamp_(0.0, 255.0).to(torch.uint8).t()
+    colour = colour.mul_(408.0).div_(colour.mul(0.8 / 408.0).add_(1.0))  # 255 * 1.6 x / (1 + 0.8 x): soft highlights
+    return colour.clamp_(0.0, 255.0).to(torch.uint8).t()
 
 
 def _sky(scene: Scene, rise: torch.Tensor, clouds: torch.Tensor) -> torch.Tensor:

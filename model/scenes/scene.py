@@ -87,7 +87,7 @@ def random_scene(seed: int, bank: TextureBank) -> Scene:
     sizes = np.array([len(t.texels) for t in textures])
     azimuth, elevation = rng.uniform(0, 2 * np.pi), np.radians(rng.uniform(25, 75))
     light = [np.cos(elevation) * np.cos(azimuth), np.cos(elevation) * np.sin(azimuth), np.sin(elevation)]
-    horizon = rng.uniform(0.65, 0.95, 3)
+    horizon = rng.uniform(0.6, 0.9) * rng.uniform([0.9, 0.9, 0.9], [1.1, 1.0, 1.1])
     sky = [horizon, horizon * rng.uniform([0.35, 0.45, 0.75], [0.8, 0.9, 1.05])]
     return Scene(
         kind=torch.tensor(kind),

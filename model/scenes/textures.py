@@ -8,6 +8,7 @@ The two splits, `train` and `held_out`, share no image and no seed.
 from __future__ import annotations
 
 import importlib.util
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -58,7 +59,8 @@ class TextureBank:
 
         Args:
             split: 'train' or 'held_out'.
-            folder: more images (jpg, png, recursively). Sorted by relative path, number 9, 19, 29, ... are held out.
+            folder: more images (jpg, png, recursively). Sorted by relative path, number 9, 19, 29, ... are held out;
+                variants of one material (NAME_7_1.jpg, NAME_7_2.jpg) do not train where one of them is held out.
                 Sub-folders are weighted by the square root of their size, so that a large one does not swamp the rest.
 
         Raises:
@@ -119,12 +121,14 @@ def _folder_images(folder: Path, split: str) -> list[tuple[str, Path]]:
     if not images:
         raise ValueError(f"no jpg or png image below {str(folder)!r}; give a folder of textures or photos")
     split_of_photo = {Path(name).stem: s for s in SPLITS for name in _PHOTOS[s]}
-    kept = []
-    for i, name in enumerate(images):
-        image_split = split_of_photo.get(Path(name).stem.rpartition("_data_")[2], SPLITS[i % 10 == 9])
-        if image_split == split:
-            kept.append((name.partition("/")[0] if "/" in name else "", folder / name))
-    return kept
+    split_of = {
+        name: split_of_photo.get(Path(name).stem.rpartition("_data_")[2], SPLITS[i % 10 == 9])
+        for i, name in enumerate(images)
+    }
+    material = {name: m[1] if (m := re.match(r"(.*_\d+)_\d+\.", name)) else name for name in images}
+    held_out = {material[name] for name in images if split_of[name] == "held_out"}
+    kept = [n for n in images if split_of[n] == split and (split == "held_out" or material[n] not in held_out)]
+    return [(name.rpartition("/")[0], folder / name) for name in kept]
 
 
 def _read(path: str) -> np.ndarray:
