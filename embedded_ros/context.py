@@ -26,6 +26,7 @@ _WANTED_BUFFER = 2 * 1024 * 1024
 _domains = {}
 _contexts = weakref.WeakSet()
 _checked_buffers = []
+_tested = set()
 
 
 class NotInitializedException(Exception):
@@ -70,6 +71,9 @@ class Context:
             _join(domain)
             self.domain_id = domain
             self.participant = wire.Participant(domain)
+            if domain not in _tested and not wire.self_test(self.participant):
+                _logger.warning("this build of Cyclone DDS needs the slow calls: large images will be slow")
+            _tested.add(domain)
             self.graph = Graph(self.participant)
             self._ok = True
             _contexts.add(self)

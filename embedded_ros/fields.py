@@ -31,7 +31,7 @@ class Field:
 
     def __init__(self, name, description, lookup):
         self.name = name
-        self.slot = "_" + name
+        self.slot = "_f_" + name
         kind, rest = description
         self.is_array = kind == Nodetype.ARRAY
         self.is_sequence = kind == Nodetype.SEQUENCE
@@ -48,7 +48,7 @@ class Field:
         # Fields whose form on the wire differs get a second property, `wire_name`, which the CDR code reads.
         self.differs_on_wire = self.is_numeric_many or (self.base in ("byte", "bool") and self.is_many)
         self.differs_on_wire = self.differs_on_wire or self.base == "byte"
-        self.wire_name = "_wire" + self.slot if self.differs_on_wire else self.slot
+        self.wire_name = "_wire_" + name if self.differs_on_wire else self.slot
 
     def type_text(self):
         """Return the IDL text that rclpy's get_fields_and_field_types gives."""
@@ -157,7 +157,9 @@ class Field:
                 return np.ascontiguousarray(value)
             return np.frombuffer(value, self.dtype)
         if self.base == "byte":
-            return np.frombuffer(b"".join(value), np.uint8) if self.is_many else value[0]
+            # rosbags counts a byte from -128 to 127
+            joined = np.frombuffer(b"".join(value) if self.is_many else value, np.int8)
+            return joined if self.is_many else int(joined[0])
         return np.array(value, np.bool_)
 
     def from_wire(self, value):
@@ -167,7 +169,7 @@ class Field:
                 raise NotImplementedError("embedded_ros: big-endian machines are not supported")
             return value.copy() if self.is_array else value
         if self.base == "byte":
-            return [bytes([item]) for item in value] if self.is_many else bytes([value])
+            return [bytes([item & 255]) for item in value.tolist()] if self.is_many else bytes([value & 255])
         return value.tolist()
 
     def equal(self, one, other):

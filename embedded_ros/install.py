@@ -150,6 +150,7 @@ def _install_all():
         services,
         task,
         tf2,
+        tf2_track,
         time,
     )
 
@@ -194,7 +195,8 @@ def _install_all():
         _module(f"rclpy.{name}", contents, package=name in ("action", "lifecycle"))
     _module("rclpy.action.server", _all_of(action), package=False)
     _module("rclpy.action.client", _all_of(action_client), package=False)
-    _module("tf2_ros", _all_of(tf2))
+    tf2_names = {**_all_of(tf2_track), **_all_of(tf2)}
+    _module("tf2_ros", tf2_names)
     for name in ("buffer", "transform_listener", "transform_broadcaster", "static_transform_broadcaster"):
-        _module(f"tf2_ros.{name}", _all_of(tf2), package=False)
+        _module(f"tf2_ros.{name}", tf2_names, package=False)
     _module("cv_bridge", _public(cv_bridge, "CvBridge", "CvBridgeError"))

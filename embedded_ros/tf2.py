@@ -1,12 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""tf2_ros: buffer with interpolation, listener, broadcasters.
-
-A transform `parent <- child` is kept as translation and quaternion xyzw of the child's frame in its parent's.
-"""
+"""tf2_ros: buffer with interpolation, listener, broadcasters."""
 
 import threading
 import time as _time
-from bisect import bisect_left, insort
 
 import numpy as np
 
@@ -14,113 +10,17 @@ from .executor import ReentrantCallbackGroup
 from .messages import message_class
 from .qos import DurabilityPolicy, QoSProfile
 from .task import Future
+from .tf2_track import (
+    IDENTITY,
+    ConnectivityException,
+    InvalidArgumentException,
+    LookupException,
+    Track,
+    TransformException,
+    compose,
+    invert,
+)
 from .time import Duration, Time
-
-_IDENTITY = (np.zeros(3), np.array([0.0, 0.0, 0.0, 1.0]))
-
-
-class TransformException(Exception):
-    """Base of the tf2 errors."""
-
-
-class LookupException(TransformException):
-    """A frame is not known."""
-
-
-class ConnectivityException(TransformException):
-    """Two frames are in different trees."""
-
-
-class ExtrapolationException(TransformException):
-    """The time asked for lies outside what is known."""
-
-
-class InvalidArgumentException(TransformException):
-    """A frame name or quaternion is not valid."""
-
-
-class TimeoutException(TransformException):
-    """A wait ended without a transform."""
-
-
-def _multiply(a, b):
-    """Return the product of two quaternions xyzw."""
-    vector = a[3] * b[:3] + b[3] * a[:3] + np.cross(a[:3], b[:3])
-    return np.append(vector, a[3] * b[3] - a[:3] @ b[:3])
-
-
-def _rotate(q, v):
-    """Rotate a vector (3,) by a quaternion xyzw."""
-    return v + 2.0 * np.cross(q[:3], np.cross(q[:3], v) + q[3] * v)
-
-
-def _compose(a, b):
-    """Return a * b for (translation, quaternion) pairs."""
-    return a[0] + _rotate(a[1], b[0]), _multiply(a[1], b[1])
-
-
-def _invert(a):
-    inverse = a[1] * np.array([-1.0, -1.0, -1.0, 1.0])
-    return -_rotate(inverse, a[0]), inverse
-
-
-def _interpolate(a, b, share):
-    """Interpolate linearly in translation and on the sphere in rotation, as tf2 does."""
-    cosine = float(a[1] @ b[1])
-    target = b[1] if cosine >= 0.0 else -b[1]
-    angle = np.arccos(min(1.0, abs(cosine)))
-    if angle < 1e-6:
-        rotation = a[1] + share * (target - a[1])
-    else:
-        rotation = (np.sin((1 - share) * angle) * a[1] + np.sin(share * angle) * target) / np.sin(angle)
-    return a[0] + share * (b[0] - a[0]), rotation / np.linalg.norm(rotation)
-
-
-class _Track:
-    """The transforms of one child frame over time, or one static transform."""
-
-    def __init__(self):
-        self.static, self.parent = False, None
-        self.stamps, self.values = [], {}
-
-    def insert(self, parent, stamp, value, static, keep):
-        """Add one; old ones beyond `keep` nanoseconds are dropped."""
-        if static:
-            self.static, self.parent, self.stamps, self.values = True, parent, [0], {0: (parent, value)}
-            return True
-        if self.static:
-            self.static, self.stamps, self.values = False, [], {}
-        if self.stamps and stamp < self.stamps[-1] - keep:
-            return False
-        if stamp not in self.values:
-            insort(self.stamps, stamp)
-        self.values[stamp] = (parent, value)
-        self.parent = self.values[self.stamps[-1]][0]
-        while self.stamps[0] < self.stamps[-1] - keep:
-            del self.values[self.stamps.pop(0)]
-        return True
-
-    def at(self, stamp, child):
-        """Return (parent, transform) at a time; 0 is the latest."""
-        if self.static:
-            return self.values[0]
-        if stamp == 0:
-            return self.values[self.stamps[-1]]
-        if stamp in self.values:
-            return self.values[stamp]
-        place = bisect_left(self.stamps, stamp)
-        if place in (0, len(self.stamps)):
-            side, edge = ("past", self.stamps[0]) if place == 0 else ("future", self.stamps[-1])
-            raise ExtrapolationException(
-                f"Lookup would require extrapolation into the {side}. Requested time {stamp * 1e-9:.9f} but the "
-                f"{'earliest' if place == 0 else 'latest'} data is at time {edge * 1e-9:.9f}, when looking up "
-                f"frame [{child}]"
-            )
-        before, after = self.stamps[place - 1], self.stamps[place]
-        (parent, first), (later_parent, second) = self.values[before], self.values[after]
-        if parent != later_parent:
-            return parent, first
-        return parent, _interpolate(first, second, (stamp - before) / (after - before))
 
 
 class Buffer:
@@ -155,7 +55,7 @@ class Buffer:
             return  # tf2 ignores such transforms too
         stamp = message.header.stamp.sec * 10**9 + message.header.stamp.nanosec
         with self._changed:
-            self._tracks.setdefault(child, _Track()).insert(
+            self._tracks.setdefault(child, Track()).insert(
                 parent, stamp, (translation, rotation / norm), static, self._keep
             )
             self._changed.notify_all()
@@ -197,12 +97,12 @@ class Buffer:
                         f"{'target_frame' if frame == target else 'source_frame'} does not exist."
                     )
             if target == source:
-                return _IDENTITY, stamp
+                return IDENTITY, stamp
             stamp = stamp or self._latest_common(target, source)
             above = dict(self._chain_up_to(target, stamp, source))
             for frame, value in self._chain_up_to(source, stamp, target):
                 if frame in above:
-                    return _compose(_invert(above[frame]), value), stamp
+                    return compose(invert(above[frame]), value), stamp
         raise ConnectivityException(
             f"Could not find a connection between '{target}' and '{source}' because they are not part of the same tree."
         )
@@ -214,10 +114,10 @@ class Buffer:
         while node is not None and node not in shared:
             shared.add(node)
             node = self._tracks[node].parent if node in self._tracks else None
-        chain, current = [(frame, _IDENTITY)], _IDENTITY
+        chain, current = [(frame, IDENTITY)], IDENTITY
         while frame in self._tracks and frame not in shared:
             parent, value = self._tracks[frame].at(stamp, frame)
-            current = _compose(value, current)
+            current = compose(value, current)
             frame = parent
             if any(frame == seen for seen, _ in chain):
                 raise ConnectivityException(f"the frames form a loop at [{frame}]")
@@ -248,7 +148,7 @@ class Buffer:
         """Return the transform between two times by way of a frame that does not move."""
         target = self.lookup_transform(fixed_frame, target_frame, target_time, timeout)
         source = self.lookup_transform(fixed_frame, source_frame, source_time, timeout)
-        value = _compose(_invert(_from_message(target)), _from_message(source))
+        value = compose(invert(_from_message(target)), _from_message(source))
         return _to_message(value, _nanoseconds(target_time), target_frame, source_frame)
 
     def can_transform(self, target_frame, source_frame, time, timeout=None, return_debug_tuple=False):
