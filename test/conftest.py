@@ -22,10 +22,7 @@ REAL_ROS = importlib.util.find_spec("rclpy") is not None
 if not REAL_ROS:
     import embedded_ros
 
-    try:
-        embedded_ros.install()
-    except (ImportError, AttributeError):  # until embedded_ros lands
-        pass
+    embedded_ros.install()
 
 # Ports of domains above 101 run into Linux' ephemeral ports. Test runs side by side start at different places.
 _domains = itertools.cycle(range(1, 102))
