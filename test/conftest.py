@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every test shares: rclpy (real or embedded), a DDS domain of its own on loopback, the paths of this checkout."""
 
-import importlib.util
 import itertools
 import os
 from pathlib import Path
 
 import pytest
+
+import embedded_ros
 
 LOOPBACK = (
     "<CycloneDDS><Domain><General><Interfaces><NetworkInterface name='lo'/></Interfaces>"
@@ -18,11 +19,8 @@ LOOPBACK = (
 os.environ.setdefault("CYCLONEDDS_URI", LOOPBACK)
 os.environ.setdefault("RMW_IMPLEMENTATION", "rmw_cyclonedds_cpp")
 
-REAL_ROS = importlib.util.find_spec("rclpy") is not None
-if not REAL_ROS:
-    import embedded_ros
-
-    embedded_ros.install()
+# The real rclpy where ROS 2 is sourced, else the embedded one; before any test file imports it.
+embedded_ros.install()
 
 # Ports of domains above 101 run into Linux' ephemeral ports. Test runs side by side start at different places.
 _domains = itertools.cycle(range(1, 102))
