@@ -55,7 +55,7 @@ class ActionClient:
     ):  # fmt: skip
         self._node, self._action_type = node, action_type
         self._lock = threading.Lock()
-        self._feedback_callbacks, self._handles = {}, weakref.WeakValueDictionary()
+        self._feedback_callbacks, self._handles, self._statuses = {}, weakref.WeakValueDictionary(), {}
         parts = action_type.Impl
         name = node.resolve_topic_name(action_name)
         group = callback_group or node.default_callback_group
@@ -81,10 +81,12 @@ class ActionClient:
             callback(message)
 
     def _on_status(self, message):
-        for status in message.status_list:
-            handle = self._handles.get(bytes(status.goal_info.goal_id.uuid))
+        # Kept, because a status may arrive before the answer that makes the handle.
+        self._statuses = {bytes(status.goal_info.goal_id.uuid): status.status for status in message.status_list}
+        for key, status in self._statuses.items():
+            handle = self._handles.get(key)
             if handle is not None:
-                handle.status = status.status
+                handle.status = status
 
     def send_goal_async(self, goal, feedback_callback=None, goal_uuid=None):
         """Send a goal; the future gets a ClientGoalHandle. Feedback messages have `.feedback`."""
@@ -101,6 +103,7 @@ class ActionClient:
             handle = ClientGoalHandle(self, goal_id, response_future.result())
             if handle.accepted:
                 self._handles[key] = handle
+                handle.status = self._statuses.get(key, handle.status)
             else:
                 self._feedback_callbacks.pop(key, None)
             future.set_result(handle)

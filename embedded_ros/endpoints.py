@@ -167,6 +167,7 @@ class Timer(Entity):
         self._node, self.callback, self.clock = node, callback, clock
         self._period, self._lock = int(period_ns), threading.Lock()
         self._cancelled = not autostart
+        self._waits_for_time = False
         self._next = clock._timer_now() + self._period
 
     @property
@@ -183,8 +184,12 @@ class Timer(Entity):
         if self._cancelled:
             return None
         now = self.clock._timer_now()
-        if self._next - now > self._period:
-            self._next = now + self._period  # simulated time went back or started
+        if not now:
+            self._waits_for_time = True  # simulated time that has not begun
+            return None
+        if self._waits_for_time or self._next - now > self._period:
+            self._waits_for_time = False
+            self._next = now + self._period  # simulated time began or went back
         left = self._next - now
         # Simulated time may pass at any speed: look often.
         return min(left, 10_000_000) if left > 0 and self.clock.ros_time_is_active else left

@@ -78,7 +78,7 @@ class Buffer:
         shared = set(paths[0]) & set(paths[1])
         for path in paths:
             for frame in path:
-                if frame in shared:
+                if frame in shared or frame not in self._tracks:
                     break
                 if not self._tracks[frame].static:
                     stamps.append(self._tracks[frame].stamps[-1])
