@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 import threading
 from collections.abc import Callable
@@ -238,18 +237,18 @@ def run_nodes(make_nodes: Callable[[], list[CameraNode]], args: list[str] | None
     rclpy.init(args=args)
     nodes: list[CameraNode] = []
     executor = MultiThreadedExecutor(num_threads=threads)
-    stopping = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: (stopping.set(), executor.wake() if hasattr(executor, "wake") else None))
     try:
         nodes = make_nodes()
         for node in nodes:
             executor.add_node(node)
         if not all(autostart(node) for node in nodes):
             return 1
-        while rclpy.ok() and not stopping.is_set():
-            executor.spin_once(timeout_sec=0.2)
+        executor.spin()
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
+    except Exception:  # a signal in the middle of a callback makes its next call on ROS fail
+        if rclpy.ok():
+            raise
     finally:
         for node in nodes:
             node.stop()

@@ -162,6 +162,9 @@ def main(args: list[str] | None = None) -> int:
         return 1
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
+    except Exception:  # a signal in the middle of a callback makes its next call on ROS fail
+        if rclpy.ok():
+            raise
     finally:
         executor.shutdown()
         if node is not None:

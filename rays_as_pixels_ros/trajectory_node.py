@@ -75,7 +75,6 @@ class TrajectoryNode(CameraNode):
         stated = getattr(config, "metres_per_unit", None)
         self._scale = MetricScale(self._p.scale_source, fixed=self._p.metres_per_unit, model=stated)
         self._health = Health(self._p.max_residual or np.inf, self._p.silence_timeout)
-        self._life = 0
         self._forget()
 
     def _activated(self) -> None:
@@ -120,7 +119,6 @@ class TrajectoryNode(CameraNode):
     def _reset(self) -> None:
         """Begin a new trajectory; a window that the model is working on is thrown away."""
         with self._track_lock:
-            self._life += 1
             self._windows.clear()
             self._matcher.clear()
             self._stitcher.reset()
@@ -166,11 +164,10 @@ class TrajectoryNode(CameraNode):
 
     def _work(self) -> None:
         while not self._stopping.is_set():
-            life = self._life
             try:
                 window = self._windows.take(timeout=0.2)
                 if window is not None:
-                    self._estimate(window, life)
+                    self._estimate(window)
             except Exception as error:  # the worker must outlive one bad window, whatever is wrong with it
                 if self._stopping.is_set() or not self.context.ok():
                     return
@@ -178,7 +175,7 @@ class TrajectoryNode(CameraNode):
                 self._health.count("failed windows")
                 self.get_logger().error(f"window failed: {type(error).__name__}: {error}", throttle_duration_sec=5.0)
 
-    def _estimate(self, window: Window, life: int) -> None:
+    def _estimate(self, window: Window) -> None:
         """Run the model on a window, join it to the trajectory, and publish its new frames."""
         frames = np.stack([item.rgb for item in window.items])
         estimate = self._pipeline.estimate_trajectory(
@@ -190,8 +187,8 @@ class TrajectoryNode(CameraNode):
             reference=0,
         )
         with self._track_lock:
-            if life != self._life:
-                return
+            if window.life != self._windows.life:
+                return  # a reset came meanwhile
             latency = self.get_clock().now().nanoseconds * 1e-9 - window.items[-1].stamp * 1e-9
             if not self._health.window(estimate.residual, latency):
                 self._windows.forget_overlap()

@@ -19,11 +19,13 @@ class Window:
     """Frames for one run of the model, oldest first.
 
     ids are frame numbers that never repeat; the first `common` frames were the last ones of the window before.
+    life is the buffer's when the window was made; clear() raises it, so that a stale window can be told.
     """
 
     ids: tuple[int, ...]
     items: tuple[Any, ...]
     common: int
+    life: int = 0
 
 
 class WindowBuffer:
@@ -63,7 +65,7 @@ class WindowBuffer:
         self.dropped = 0
         self._prepare = prepare
         self._next_id = 0
-        self._life = 0
+        self.life = 0
         self._waiting: deque = deque()
         self._frames: list = []
         self._common = 0
@@ -96,16 +98,16 @@ class WindowBuffer:
                 if not self._waiting:
                     return None
                 number, item = self._waiting.popleft()
-                life = self._life
+                life = self.life
             item = self._prepare(item)
             with self._condition:
-                if item is None or life != self._life:
+                if item is None or life != self.life:
                     continue
                 self._frames.append((number, item))
                 if len(self._frames) < self.length:
                     continue
                 ids, items = zip(*self._frames, strict=True)
-                window = Window(ids, items, self._common)
+                window = Window(ids, items, self._common, life)
                 self._frames = self._frames[self.hop :]
                 self._common = len(self._frames)
                 return window
@@ -119,7 +121,7 @@ class WindowBuffer:
     def clear(self) -> None:
         """Forget all frames; frame numbers go on."""
         with self._condition:
-            self._life += 1
+            self.life += 1
             self._waiting.clear()
             self._frames = []
             self._common = 0

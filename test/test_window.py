@@ -103,7 +103,7 @@ def test_frame_numbers_go_on_after_clear():
     buffer.push("c")
     buffer.push("d")
     window = buffer.take(0)
-    assert window.ids == (2, 3) and window.common == 0
+    assert window.ids == (2, 3) and window.common == 0 and window.life == buffer.life == 1
 
 
 @pytest.mark.parametrize("length, hop, stride", [(1, 1, 1), (5, 5, 1), (5, 0, 1), (5, 2, 0)])

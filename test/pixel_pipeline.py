@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Nodes over a pipeline whose answers are known exactly, for tests of what the nodes do around the model.
+
+The camera's position on a known path is painted into its images as brightness, so that a window's poses can be read
+off its pixels; each window gets a unit of its own, as the model's do. Run as a script, this is a node process:
+`python pixel_pipeline.py NODE --ros-args ...`.
+"""
+
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+from scipy.spatial.transform import Rotation
+
+LEVELS = 60  # distinguishable brightness levels: frame i of the path has brightness 4 i
+STEP_S = 0.03
+
+
+def path():
+    """T_world_camera (LEVELS, 4, 4), metres: a smooth curve, optical axes, from the identity."""
+    poses = np.tile(np.eye(4), (LEVELS, 1, 1))
+    t = np.arange(LEVELS) * 0.1
+    poses[:, :3, :3] = Rotation.from_euler("yx", np.stack([np.sin(t), 0.3 * np.sin(2 * t)], axis=1)).as_matrix()
+    poses[:, :3, 3] = np.stack([np.sin(t), 0.2 * (np.cos(t) - 1), 0.5 * t], axis=1)
+    return poses
+
+
+def picture(index, height=48, width=72):
+    """Image of frame `index`."""
+    return np.full((height, width, 3), 4 * index, dtype=np.uint8)
+
+
+def index_of(frame):
+    """Frame number of an image."""
+    return int(round(float(frame.mean()) / 4))
+
+
+class PixelPipeline:
+    """The pipeline's interface over painted images."""
+
+    def __init__(self, frames=5):
+        self.config = SimpleNamespace(frames=frames, height=64, width=96)
+
+    def estimate_trajectory(self, frames, intrinsics, steps=2, samples=1, seed=0, reference=0):
+        if len(frames) != self.config.frames:
+            raise ValueError(f"{len(frames)} frames; this model takes {self.config.frames}")
+        numbers = [index_of(frame) for frame in frames]
+        truth = path()[numbers]
+        relative = np.linalg.inv(truth[reference]) @ truth
+        relative[:, :3, 3] *= 0.7 + 0.1 * (numbers[reference] % 7)  # the unit of this window
+        return SimpleNamespace(
+            T_reference_camera=relative,
+            intrinsics=intrinsics,
+            residual=np.zeros(len(frames)),
+            covariance=np.tile(np.eye(6) * 1e-4, (len(frames), 1, 1)),
+            raxels=np.zeros((len(frames), 32, 48, 3)),
+        )
+
+    def render_views(self, frames, T_world_source, source_intrinsics, T_world_target, target_intrinsics,
+                     metres_per_unit=1.0, steps=4, seed=0, on_step=None):  # fmt: skip
+        """View i is painted with the distance of its camera from the first source, in centimetres of the unit."""
+        distance = np.linalg.norm(T_world_target[:, :3, 3] - T_world_source[0, :3, 3], axis=1) / metres_per_unit
+        views = np.stack([np.full((64, 96, 3), int(round(100 * d)) % 256, dtype=np.uint8) for d in distance])
+        for step in range(steps):
+            time.sleep(STEP_S)
+            if on_step is not None and not on_step(step + 1, steps, views[0]):
+                raise RuntimeError("cancelled")
+        return SimpleNamespace(frames=views, intrinsics=target_intrinsics.resized(96, 64))
+
+    def imagine(self, source_frame, intrinsics, steps=4, seed=0, on_step=None):
+        for step in range(steps):
+            if on_step is not None and not on_step(step + 1, steps, source_frame):
+                raise RuntimeError("cancelled")
+        count = self.config.frames
+        return SimpleNamespace(frames=np.zeros((count, 64, 96, 3), dtype=np.uint8), T_reference_camera=path()[:count])
+
+    def metres_per_unit(self, frames, intrinsics, T_world_camera):
+        if np.ptp(T_world_camera[:, :3, 3], axis=0).max() < 1e-3:
+            raise ValueError("the camera hardly moved")
+        return 2.0
+
+
+def load(checkpoint, device):
+    """Stand in for Pipeline.from_checkpoint."""
+    if checkpoint == "broken":
+        raise ValueError("broken: not a checkpoint")
+    return PixelPipeline()
+
+
+def main():
+    """Run one node over the pixel pipeline."""
+    import embedded_ros
+
+    embedded_ros.install()
+    from rays_as_pixels_ros.camera_node import run_nodes
+    from rays_as_pixels_ros.trajectory_node import TrajectoryNode
+    from rays_as_pixels_ros.view_synthesis_node import ViewSynthesisNode
+
+    made = {
+        "trajectory_node": lambda: [TrajectoryNode(load_pipeline=load)],
+        "view_synthesis_node": lambda: [ViewSynthesisNode(load_pipeline=load)],
+    }
+    return run_nodes(made[sys.argv[1]], sys.argv[2:])
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parent))
+    sys.exit(main())

@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""trajectory_node as a process, met over the wire: what comes out for what goes in, and what happens with bad input."""
+
+import time
+
+import numpy as np
+import pytest
+from geometry_msgs.msg import PoseWithCovarianceStamped
+from nav_msgs.msg import Odometry
+from nav_msgs.msg import Path as PathMessage
+from pixel_pipeline import LEVELS, path
+from std_srvs.srv import Trigger
+from tf2_msgs.msg import TFMessage
+from wire import BAD_FRAMES, LATCHED, OPTICAL, Peer, Process, module_domain, play, until
+
+from rays_as_pixels_interfaces.srv import SaveTrajectory
+from rays_as_pixels_model.media import read_trajectory
+from rays_as_pixels_ros import conversions as c
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def ros_domain():
+    """One domain for all tests here: the processes live as long as the module."""
+    with module_domain(0) as domain:
+        yield domain
+
+
+@pytest.fixture(scope="module")
+def peer(ros_domain):
+    peer = Peer()
+    yield peer
+    peer.close()
+
+
+@pytest.fixture(scope="module")
+def trajectory(peer, tmp_path_factory):
+    """A trajectory_node and what it publishes."""
+    process = Process(tmp_path_factory.mktemp("trajectory"), "trajectory_node", "-p", "base_frame:=''")
+    for kind, topic, qos in (
+        (PoseWithCovarianceStamped, "trajectory_node/pose", 100),
+        (Odometry, "trajectory_node/odometry", 100),
+        (PathMessage, "trajectory_node/path", LATCHED),
+        (TFMessage, "/tf", 100),
+    ):
+        peer.listen(kind, topic, qos)
+    until(lambda: "active" in process.text(), "trajectory_node to be active")
+    until(lambda: peer.image.get_subscription_count() and peer.info.get_subscription_count(), "its subscriptions")
+    yield process
+    assert process.stop() == 0, process.text()
+    assert "Traceback" not in process.text()
+
+
+def restart(peer, settle=0.3):
+    """Reset the trajectory and forget what was received."""
+    assert peer.call(Trigger, "trajectory_node/reset", Trigger.Request()).success
+    time.sleep(settle)
+    for topic in peer.got:
+        peer.got[topic].clear()
+
+
+def expected_in_map(truth, first_unit):
+    """First optical pose turned into REP 103 axes, lengths in the first window's unit."""
+    relative = np.linalg.inv(truth[0]) @ truth
+    relative[:, :3, 3] *= first_unit
+    return c.T_REP103_OPTICAL @ relative
+
+
+def test_stream_in_trajectory_out(peer, trajectory, tmp_path):
+    restart(peer)
+    stamps = play(peer, range(25))
+    poses = peer.got["trajectory_node/pose"]
+    until(lambda: len(poses) >= 25, f"25 poses (got {len(poses)})\n{trajectory.text()}")
+    assert [stamps[c.stamp_ns(pose.header.stamp)] for pose in poses] == list(range(25))
+    assert {pose.header.frame_id for pose in poses} == {"map"}
+    found = np.stack([c.pose_to_matrix(pose.pose.pose) for pose in poses])
+    np.testing.assert_allclose(found, expected_in_map(path()[:25], 0.7), atol=1e-6)
+    assert np.asarray(poses[7].pose.covariance).reshape(6, 6)[0, 0] > 0
+    # The forward axis of the first camera is the x axis of map.
+    np.testing.assert_allclose(found[0][:3, 2], [1, 0, 0], atol=1e-9)
+
+    odometry = peer.got["trajectory_node/odometry"]
+    until(lambda: len(odometry) >= 25, "odometry")
+    assert (odometry[0].header.frame_id, odometry[0].child_frame_id) == ("odom", OPTICAL)
+    moved = np.linalg.inv(found[10]) @ found[11]
+    seconds = (c.stamp_ns(poses[11].header.stamp) - c.stamp_ns(poses[10].header.stamp)) * 1e-9
+    speed = odometry[11].twist.twist.linear
+    np.testing.assert_allclose([speed.x, speed.y, speed.z], moved[:3, :3].T @ moved[:3, 3] / seconds, atol=1e-5)
+
+    paths = peer.got["trajectory_node/path"]
+    until(lambda: paths and len(paths[-1].poses) == 25, "the whole path")
+
+    transforms = {}
+    for message in peer.got["/tf"]:
+        for transform in message.transforms:
+            key = transform.header.frame_id, transform.child_frame_id
+            at = c.stamp_ns(transform.header.stamp)
+            transforms.setdefault(key, {})[at] = c.transform_to_matrix(transform.transform)
+    stamp = c.stamp_ns(poses[20].header.stamp)
+    chained = transforms["map", "odom"][stamp] @ transforms["odom", OPTICAL][stamp]
+    np.testing.assert_allclose(chained, found[20], atol=1e-9)
+
+    saved = peer.call(SaveTrajectory, "trajectory_node/save_trajectory",
+                      SaveTrajectory.Request(path=str(tmp_path / "t.txt")))  # fmt: skip
+    assert saved.success and saved.poses == 25
+    np.testing.assert_allclose(read_trajectory(tmp_path / "t.txt")[1], found, atol=1e-6)
+
+
+def test_a_late_joiner_gets_the_path(peer, trajectory):
+    restart(peer)
+    play(peer, range(6))
+    until(lambda: peer.got["trajectory_node/pose"], "a pose")
+    late = []
+    subscription = peer.node.create_subscription(PathMessage, "trajectory_node/path", late.append, LATCHED)
+    until(lambda: late and len(late[-1].poses) >= 5, "the path for a late joiner")
+    peer.node.destroy_subscription(subscription)
+
+
+def test_reset_and_time_going_back_start_anew(peer, trajectory):
+    restart(peer)
+    play(peer, range(10, 17))
+    poses = peer.got["trajectory_node/pose"]
+    until(lambda: len(poses) >= 7, "poses")
+    poses.clear()
+    now = peer.node.get_clock().now().nanoseconds
+    hour = 3600 * 10**9
+    for step, number in enumerate(range(30, 35)):
+        peer.show(number, stamp=now - hour + step * 10**8)
+        time.sleep(0.06)
+    until(lambda: len(poses) >= 5, "poses after the jump")
+    np.testing.assert_allclose(c.pose_to_matrix(poses[0].pose.pose), c.T_REP103_OPTICAL, atol=1e-9)
+    assert "time went back" in trajectory.text()
+
+
+def test_pause_and_resume(peer, trajectory):
+    restart(peer)
+    assert peer.call(Trigger, "trajectory_node/pause", Trigger.Request()).success
+    play(peer, range(8), period=0.03)
+    time.sleep(0.5)
+    assert not peer.got["trajectory_node/pose"]
+    assert peer.call(Trigger, "trajectory_node/resume", Trigger.Request()).success
+    play(peer, range(8, 13))
+    until(lambda: len(peer.got["trajectory_node/pose"]) == 5, "poses after resume")
+
+
+def test_bad_images_are_refused_in_one_line_and_the_trajectory_goes_on(peer, trajectory):
+    restart(peer)
+    for number, (changes, reason) in enumerate(BAD_FRAMES):
+        peer.show(number, **changes)
+        until(lambda r=reason: r in trajectory.text(), reason)
+    play(peer, range(7))
+    until(lambda: len(peer.got["trajectory_node/pose"]) == 7, "poses after the bad images")
+    assert trajectory.alive()
+
+
+def test_a_fast_camera_loses_frames_but_not_the_trajectory(peer, trajectory):
+    """A burst of 60 frames overflows the queue; what comes out is still on the true path."""
+    restart(peer)
+    numbers = list(range(LEVELS))
+    stamps = play(peer, numbers, period=0.0)
+    poses = peer.got["trajectory_node/pose"]
+    until(lambda: len(poses) >= 5, "poses")
+    time.sleep(1.0)
+    shown = [stamps[c.stamp_ns(pose.header.stamp)] for pose in poses]
+    assert shown == sorted(shown)
+    truth = path()[shown]
+    unit = 0.7 + 0.1 * (shown[0] % 7)
+    np.testing.assert_allclose(
+        np.stack([c.pose_to_matrix(pose.pose.pose) for pose in poses]), expected_in_map(truth, unit), atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("node, arguments, reason", [
+    ("trajectory_node", ["-p", "checkpoint:=broken"], "broken: not a checkpoint"),
+    ("trajectory_node", ["-p", "window_hop:=5"], "window hop is 5; it must be between 1 and 4"),
+    ("trajectory_node", ["-p", "scale_source:=model"], "this checkpoint's unit is scene scale"),
+    ("trajectory_node", ["-p", "image_qos:=maybe"], "image_qos is 'maybe'; it must be one of best_effort, reliable"),
+])  # fmt: skip
+def test_a_bad_parameter_fails_in_configure_with_the_reason(ros_domain, tmp_path, node, arguments, reason):
+    process = Process(tmp_path, node, *arguments)
+    assert process.wait(20.0) == 1
+    assert "cannot be configured: " in process.text() and reason in process.text()
+    assert "Traceback" not in process.text()
+
+
+def test_without_the_base_transform_it_says_which_one_is_missing(peer, ros_domain, tmp_path):
+    process = Process(tmp_path, "trajectory_node", "-p", "base_frame:=base_link", "-r", "__node:=based",
+                      "-p", "publish_odom_to_base_tf:=false", "-p", "publish_map_to_odom_tf:=false")  # fmt: skip
+    poses = peer.listen(PoseWithCovarianceStamped, "based/pose", 100)
+    until(lambda: "active" in process.text(), "the node to be active")
+    time.sleep(0.3)
+    stamps = play(peer, range(6))
+    missing = f"the transform from '{OPTICAL}' to base_frame 'base_link' is missing"
+    until(lambda: missing in process.text(), "the reason")
+    assert not poses
+    mounted = c.T_REP103_OPTICAL.copy()
+    mounted[:3, 3] = [0.1, 0.0, 0.4]
+    for number in range(6, 12):
+        now = peer.node.get_clock().now().nanoseconds
+        peer.tf.sendTransform(c.transform_message(np.linalg.inv(mounted), now, OPTICAL, "base_link"))
+        stamps[peer.show(number, stamp=now)] = number
+        time.sleep(0.06)
+    until(lambda: len(poses) >= 4, "poses once TF is there")
+    for pose in poses:
+        number = stamps[c.stamp_ns(pose.header.stamp)]
+        relative = np.linalg.inv(path()[0]) @ path()[number]
+        relative[:3, 3] *= 0.7
+        expected = mounted @ relative @ np.linalg.inv(mounted)
+        np.testing.assert_allclose(c.pose_to_matrix(pose.pose.pose), expected, atol=1e-6)
+    assert process.stop() == 0

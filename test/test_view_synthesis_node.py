@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: Apache-2.0
+"""view_synthesis_node as a process, met over the wire: views, feedback, cancel, and every refusal."""
+
+import time
+
+import numpy as np
+import pytest
+from action_msgs.msg import GoalStatus
+from geometry_msgs.msg import PoseStamped
+from pixel_pipeline import path, picture
+from rclpy.action import ActionClient
+from sensor_msgs.msg import CameraInfo, Image
+from wire import (
+    BAD_FRAMES,
+    CAMERA,
+    OPTICAL,
+    WAIT,
+    WORLD,
+    Peer,
+    Process,
+    bad_image,
+    bad_info,
+    module_domain,
+    play,
+    until,
+)
+
+from rays_as_pixels_interfaces.action import Imagine, RenderViews
+from rays_as_pixels_ros import conversions as c
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def ros_domain():
+    """One domain for all tests here: the processes live as long as the module."""
+    with module_domain(1) as domain:
+        yield domain
+
+
+@pytest.fixture(scope="module")
+def peer(ros_domain):
+    peer = Peer()
+    yield peer
+    peer.close()
+
+
+@pytest.fixture(scope="module")
+def views(peer, tmp_path_factory):
+    """A view_synthesis_node, with an action client."""
+    process = Process(
+        tmp_path_factory.mktemp("views"), "view_synthesis_node",
+        "-p", f"fixed_frame:={WORLD}", "-p", "steps:=5", "-p", "max_views:=6", "-p", "queue_size:=1",
+        "-p", "tf_timeout:=0.3",
+    )  # fmt: skip
+    until(lambda: "active" in process.text(), "view_synthesis_node to be active")
+    process.client = ActionClient(peer.node, RenderViews, "view_synthesis_node/render_views")
+    assert process.client.wait_for_server(timeout_sec=WAIT)
+    peer.listen(Image, "view_synthesis_node/rendered/image_raw")
+    peer.listen(CameraInfo, "view_synthesis_node/rendered/camera_info")
+    yield process
+    assert process.stop() == 0, process.text()
+    assert "Traceback" not in process.text()
+
+
+def pose_at(x=0.0, y=0.0, z=0.0, frame=OPTICAL, stamp=0, w=1.0):
+    message = PoseStamped(header=c.header(stamp, frame))
+    message.pose.position.x, message.pose.position.y, message.pose.position.z = x, y, z
+    message.pose.orientation.w = w
+    return message
+
+
+def send(views, goal, feedback=None):
+    future = views.client.send_goal_async(goal, feedback_callback=feedback)
+    until(future.done, "the goal's acceptance")
+    assert future.result().accepted
+    return future.result()
+
+
+def result_of(handle):
+    future = handle.get_result_async()
+    until(future.done, "the result")
+    return future.result()
+
+
+def render(views, goal, feedback=None):
+    return result_of(send(views, goal, feedback))
+
+
+def brightness(message):
+    return int(c.image_to_rgb(message)[0, 0, 0])
+
+
+def test_without_an_image_a_goal_is_refused(peer, views):
+    answer = render(views, RenderViews.Goal(poses=[pose_at(z=0.5)]))
+    assert answer.status == GoalStatus.STATUS_ABORTED and not answer.result.success
+    assert "no source frame yet" in answer.result.message and answer.result.message in views.text()
+
+
+def test_too_little_motion_aborts_with_that_reason(peer, views):
+    until(lambda: peer.image.get_subscription_count(), "the subscription of view_synthesis_node")
+    for _ in range(6):
+        peer.show(4, truth=True)
+        time.sleep(0.05)
+    goal = RenderViews.Goal(poses=[pose_at(z=0.5)])
+    until(lambda: "hardly moved" in render(views, goal).result.message, "the refusal")
+    assert "metres_per_unit cannot be estimated: the camera hardly moved; set metres_per_unit" in views.text()
+
+
+@pytest.fixture(scope="module")
+def moving(peer, views):
+    """The stamps of images that were shown, the last one the newest."""
+    stamps = list(play(peer, range(10, 34), truth=True))
+    time.sleep(0.3)
+    return stamps
+
+
+def test_views_in_order_with_feedback_and_on_topics(peer, views, moving):
+    seen = []
+    goal = RenderViews.Goal(poses=[pose_at(z=0.2), pose_at(x=0.6), pose_at()], steps=6, seed=3)
+    for name in peer.got:
+        peer.got[name].clear()
+    answer = render(views, goal, lambda message: seen.append(message.feedback))
+    assert answer.status == GoalStatus.STATUS_SUCCEEDED and answer.result.success and not answer.result.message
+    # The pixel pipeline paints the distance from the source, at 2 metres a unit.
+    assert [brightness(image) for image in answer.result.images] == [10, 30, 0]
+    assert answer.result.metres_per_unit == 2.0
+    info = answer.result.camera_infos[1]
+    assert (info.width, info.height) == (96, 64) and info.k[0] == pytest.approx(CAMERA.fx * 96 / 72)
+    assert seen and {f.total for f in seen} == {6} and [f.step for f in seen] == sorted({f.step for f in seen})
+    assert (seen[-1].preview.width, seen[-1].preview.height) == (96, 64)
+    rendered = peer.got["view_synthesis_node/rendered/image_raw"]
+    until(lambda: len(rendered) == 3, "the rendered topic")
+    assert [brightness(image) for image in rendered] == [10, 30, 0]
+    until(lambda: len(peer.got["view_synthesis_node/rendered/camera_info"]) == 3, "its camera_info")
+
+
+def test_poses_in_any_tf_frame(peer, views, moving):
+    newest = path()[33]
+    at = newest[:3, 3] + [0.0, 0.8, 0.0]
+    answer = render(views, RenderViews.Goal(poses=[pose_at(*at, frame=WORLD)]))
+    assert answer.result.success, answer.result.message
+    assert brightness(answer.result.images[0]) == 40
+
+
+def test_a_stamp_names_the_source_image(peer, views, moving):
+    """The pose of a camera in the world, asked for from an older image, is measured from that image."""
+    answer = render(views, RenderViews.Goal(poses=[pose_at(y=0.4, stamp=moving[-6])]))
+    assert answer.result.success, answer.result.message
+    assert brightness(answer.result.images[0]) == 20
+    assert c.stamp_ns(answer.result.images[0].header.stamp) == moving[-6]
+    answer = render(views, RenderViews.Goal(poses=[pose_at(y=0.4, stamp=moving[-6] - 1)]))
+    assert not answer.result.success and "no image with stamp" in answer.result.message
+
+
+def test_source_images_of_the_goal(peer, views, moving):
+    count = 5
+    goal = RenderViews.Goal(poses=[pose_at(x=1.0, frame=WORLD)], source_camera_info=c.camera_info(CAMERA, 0, ""))
+    for number in range(count):
+        goal.source_images.append(c.rgb_to_image(picture(number), 0, "given"))
+        goal.source_poses.append(pose_at(x=0.2 * number, frame=WORLD))
+    answer = render(views, goal)
+    assert answer.result.success, answer.result.message
+    assert brightness(answer.result.images[0]) == 50
+    goal.source_images, goal.source_poses = goal.source_images[:1], goal.source_poses[:1]
+    answer = render(views, goal)
+    assert not answer.result.success and "1 source images are too few" in answer.result.message
+
+
+def test_cancel_takes_effect_at_the_next_step(peer, views, moving):
+    seen = []
+    handle = send(views, RenderViews.Goal(poses=[pose_at(z=0.2)], steps=200), lambda m: seen.append(m.feedback.step))
+    until(lambda: len(seen) >= 3, "some steps")
+    done = handle.get_result_async()
+    at = seen[-1]
+    cancelled = handle.cancel_goal_async()
+    until(cancelled.done, "the answer to the cancel request")
+    until(done.done, "the result of the cancelled goal", seconds=5.0)
+    assert done.result().status == GoalStatus.STATUS_CANCELED and not done.result().result.success
+    assert done.result().result.message == "canceled" and max(seen) < at + 20
+    assert render(views, RenderViews.Goal(poses=[pose_at(z=0.2)])).result.success
+
+
+def test_one_runs_some_wait_the_rest_are_refused(peer, views, moving):
+    started = []
+    goal = RenderViews.Goal(poses=[pose_at(z=0.2)], steps=40)
+    first = send(views, goal, lambda message: started.append(1))
+    until(lambda: started, "the first goal to run")
+    waiting = send(views, RenderViews.Goal(poses=[pose_at(z=0.2)]))
+    time.sleep(0.2)
+    refused = render(views, RenderViews.Goal(poses=[pose_at(z=0.2)]))
+    assert refused.status == GoalStatus.STATUS_ABORTED and "queue_size is 1" in refused.result.message
+    assert result_of(first).result.success and result_of(waiting).result.success
+
+
+def goal_with(**changes):
+    return RenderViews.Goal(**{"poses": [pose_at(z=0.2)], **changes})
+
+
+def goal_from(image, info=None):
+    return goal_with(source_images=[image], source_poses=[pose_at()], source_camera_info=info or CameraInfo())
+
+
+BAD_GOALS = [
+    (lambda: goal_with(poses=[]), "no poses"),
+    (lambda: goal_with(poses=[pose_at(x=float("nan"))]), "poses[0]: pose has a value that is not finite"),
+    (lambda: goal_with(poses=[pose_at(), pose_at(w=2.0)]), "poses[1]: quaternion"),
+    (lambda: goal_with(poses=[pose_at(frame="nowhere")]), "no transform from 'nowhere' to 'camera_optical'"),
+    (lambda: goal_with(poses=[pose_at(frame="")]), "poses[0]: frame_id is empty"),
+    (lambda: goal_with(poses=[pose_at()] * 7), "7 poses asked for; max_views is 6"),
+    (lambda: goal_with(steps=100000), "100000 steps asked for; max_steps is 200"),
+    (lambda: goal_with(camera_info=bad_info(k=[0.0] * 9)), "K is all zero"),
+    (lambda: goal_with(camera_info=bad_info(width=100000, height=100000)), "max_image_pixels"),
+    (lambda: goal_with(source_images=[bad_image()]), "1 source_images but 0 source_poses"),
+    (lambda: goal_from(bad_image(encoding="hsv9")), "source_images[0]: image enc"),
+    (lambda: goal_from(bad_image(width=0, height=0)), "source_images[0]: image is 0x0"),
+    (lambda: goal_from(bad_image(step=5)), "source_images[0]: image step is 5"),
+    (lambda: goal_from(bad_image(), bad_info(width=7)), "camera_info is for 7x48 images, but the image is 72x48"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("make, reason", BAD_GOALS, ids=[reason[:28] for _, reason in BAD_GOALS])
+def test_bad_goals_are_refused_with_the_reason_in_result_and_log(peer, views, moving, make, reason):
+    answer = render(views, make())
+    assert answer.status == GoalStatus.STATUS_ABORTED and not answer.result.success
+    assert reason in answer.result.message and "\n" not in answer.result.message
+    assert answer.result.message in views.text()
+    assert views.alive()
+
+
+def test_after_all_refusals_the_node_still_answers(peer, views, moving):
+    for changes, _ in BAD_FRAMES:
+        peer.show(3, **changes)
+    until(lambda: "image refused: image is 0x0" in views.text(), "a refusal in the log")
+    assert render(views, goal_with()).result.success
+
+
+def test_imagine_gives_video_and_path(peer, views, moving):
+    client = ActionClient(peer.node, Imagine, "view_synthesis_node/imagine")
+    assert client.wait_for_server(timeout_sec=WAIT)
+    future = client.send_goal_async(Imagine.Goal(frames=4))
+    until(future.done, "the goal's acceptance")
+    answer = result_of(future.result())
+    assert answer.result.success, answer.result.message
+    assert len(answer.result.images) == 4 and answer.result.path.header.frame_id == OPTICAL
+    found = np.stack([c.pose_to_matrix(pose.pose) for pose in answer.result.path.poses])
+    np.testing.assert_allclose(found, path()[:4], atol=1e-9)

@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Node processes, and a peer in the test's own process that plays the camera and listens."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import rclpy
+from pixel_pipeline import path, picture
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from sensor_msgs.msg import CameraInfo, Image
+from tf2_ros import TransformBroadcaster
+
+from rays_as_pixels_model.geometry import Intrinsics
+from rays_as_pixels_ros import conversions as c
+
+HERE = Path(__file__).resolve().parent
+LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+OPTICAL, WORLD = "camera_optical", "world"
+CAMERA = Intrinsics.from_fov(70.0, 72, 48)
+WAIT = 20.0
+
+
+@contextmanager
+def module_domain(offset):
+    """Use one DDS domain for a whole test module."""
+    domain, before = 1 + (os.getpid() * 11 + offset) % 100, os.environ.get("ROS_DOMAIN_ID")
+    os.environ["ROS_DOMAIN_ID"] = str(domain)
+    yield domain
+    if before is None:
+        del os.environ["ROS_DOMAIN_ID"]
+    else:
+        os.environ["ROS_DOMAIN_ID"] = before
+
+
+class Process:
+    """A node process with its log."""
+
+    def __init__(self, folder, node, *ros_args, script=HERE / "pixel_pipeline.py"):
+        self.log = folder / f"{node}_{time.monotonic_ns()}.log"
+        command = [sys.executable, "-u", str(script), node, "--ros-args", *ros_args]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        with self.log.open("wb") as log:
+            self._process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+
+    def text(self):
+        return self.log.read_text(errors="replace")
+
+    def alive(self):
+        return self._process.poll() is None
+
+    def wait(self, seconds=WAIT):
+        return self._process.wait(seconds)
+
+    def stop(self):
+        if self.alive():
+            self._process.terminate()
+        try:
+            return self._process.wait(15)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            raise
+
+
+class Peer:
+    """A node in this process that plays the camera and listens."""
+
+    def __init__(self):
+        rclpy.init(args=[])
+        self.node = rclpy.create_node("peer")
+        self._executor = SingleThreadedExecutor()
+        self._executor.add_node(self.node)
+        self._thread = threading.Thread(target=self._spin, daemon=True)
+        self._stopping = False
+        qos = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE)
+        self.image = self.node.create_publisher(Image, "image_raw", qos)
+        self.info = self.node.create_publisher(CameraInfo, "camera_info", qos)
+        self.tf = TransformBroadcaster(self.node)
+        self.got = {}
+        self._thread.start()
+
+    def _spin(self):
+        while not self._stopping:
+            self._executor.spin_once(timeout_sec=0.05)
+
+    def close(self):
+        self._stopping = True
+        self._thread.join()
+        self._executor.shutdown()
+        self.node.destroy_node()
+        rclpy.try_shutdown()
+
+    def listen(self, kind, topic, qos=10):
+        self.got[topic] = []
+        self.node.create_subscription(kind, topic, self.got[topic].append, qos)
+        return self.got[topic]
+
+    def show(self, index, stamp=None, truth=False, **changes):
+        """Publish image `index` of the known path, its camera_info and (truth) its pose in TF; returns its stamp."""
+        stamp = self.node.get_clock().now().nanoseconds if stamp is None else stamp
+        if truth:
+            self.tf.sendTransform(c.transform_message(path()[index], stamp, WORLD, OPTICAL))
+        message = changes.get("image") or c.rgb_to_image(picture(index), stamp, OPTICAL)
+        message.header = c.header(stamp, OPTICAL)
+        info = changes.get("info") or c.camera_info(CAMERA, stamp, OPTICAL)
+        info.header = c.header(stamp, OPTICAL)
+        self.info.publish(info)
+        self.image.publish(message)
+        return stamp
+
+    def call(self, kind, name, request):
+        client = self.node.create_client(kind, name)
+        assert client.wait_for_service(timeout_sec=WAIT)
+        future = client.call_async(request)
+        until(future.done, f"answer of {name}")
+        return future.result()
+
+
+def until(condition, what, seconds=WAIT):
+    """Wait for a condition; fails with `what` when it does not come true."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        found = condition()
+        if found:
+            return found
+        time.sleep(0.02)
+    pytest.fail(f"waited {seconds:g} s for {what}")
+
+
+def play(peer, numbers, period=0.06, truth=False):
+    """Show images of the known path; returns their numbers by stamp."""
+    stamps = {}
+    for number in numbers:
+        stamps[peer.show(number, truth=truth)] = number
+        time.sleep(period)
+    return stamps
+
+
+def bad_image(**changes):
+    message = c.rgb_to_image(picture(3), 0, OPTICAL)
+    for name, value in changes.items():
+        setattr(message, name, value)
+    return message
+
+
+def bad_info(**changes):
+    message = c.camera_info(CAMERA, 0, OPTICAL)
+    for name, value in changes.items():
+        setattr(message, name, value)
+    return message
+
+
+BAD_FRAMES = [
+    (dict(image=bad_image(width=0, height=0, step=0, data=b"")), "image is 0x0; it has no pixels"),
+    (dict(image=bad_image(step=7)), "image step is 7; 72 pixels of rgb8 need at least 216"),
+    (dict(image=bad_image(data=bytes(100))), "image has 100 bytes"),
+    (dict(image=bad_image(encoding="hsv9")), "image encoding is 'hsv9'"),
+    (dict(info=bad_info(k=[0.0] * 9)), "camera_info is not calibrated: K is all zero"),
+    (dict(info=bad_info(width=640, height=480)), "camera_info is for 640x480 images, but the image is 72x48"),
+    (dict(info=bad_info(distortion_model="bent")), "'bent'"),
+]
