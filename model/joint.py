@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Codec, latent normalisation and transformer in one module: what a checkpoint holds and what training updates."""
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .codec import LatentNormaliser, LinearCodec
+from .config import ModelConfig
+from .transformer import JointTransformer
+
+
+class RaysAsPixels(nn.Module):
+    """Frames and raxel images in, normalised latents and their velocities out.
+
+    Axes: B batch, T frames, H W pixels, L latent frames, h w cells, C channels.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        cell = config.codec.cell
+        self.codec = LinearCodec(config.codec)
+        self.normaliser = LatentNormaliser(config.codec.channels,
+                                           (config.height // 2 // cell, config.width // 2 // cell))
+        self.transformer = JointTransformer(config)
+
+    @torch.no_grad()
+    def encode_frames(self, frames: Tensor, groups: tuple[int, ...]) -> Tensor:
+        """(B, T, H, W, 3) in [-1, 1] to z: (B, L, h, w, C)."""
+        return self.normaliser.video_in(self.codec.encode(frames, groups), groups)
+
+    @torch.no_grad()
+    def decode_frames(self, z: Tensor, groups: tuple[int, ...]) -> Tensor:
+        """z (B, L, h, w, C) to (B, T, H, W, 3), clamped to [-1, 1]."""
+        return self.codec.decode(self.normaliser.video_out(z, groups), groups).clamp(-1, 1)
+
+    @torch.no_grad()
+    def encode_rays(self, raxels: Tensor) -> Tensor:
+        """(B, T, H/2, W/2, 3) to r: (B, T, h/2, w/2, C)."""
+        return self.normaliser.rays_in(self.codec.encode(raxels, (1,) * raxels.shape[1]))
+
+    @torch.no_grad()
+    def decode_rays(self, r: Tensor) -> Tensor:
+        """Invert `encode_rays`: (B, T, H/2, W/2, 3)."""
+        return self.codec.decode(self.normaliser.rays_out(r), (1,) * r.shape[1])
+
+    def forward(self, z: Tensor, r: Tensor, t_z: Tensor, t_r: Tensor, reference: Tensor, groups: tuple[int, ...]
+                ) -> tuple[Tensor, Tensor]:
+        """Velocities of z and r; see `JointTransformer.forward`."""
+        return self.transformer(z, r, t_z, t_r, reference, groups)
+
+    def latent_shapes(self, batch: int, groups: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Shapes of z and r for a batch and a layout."""
+        cell, c = self.config.codec.cell, self.config.codec.channels
+        h, w = self.config.height // cell, self.config.width // cell
+        return (batch, len(groups), h, w, c), (batch, sum(groups), h // 2, w // 2, c)

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attention with rotary positions, modulation and feed-forward layers.
+
+Axes: B batch, F frames (of one modality), n tokens of a frame, N = F n tokens, D width, d width of a head.
+"""
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+
+class TimeEmbedding(nn.Module):
+    """Times (B, F) in [0, 1] to features (B, F, D): sinusoids, then a small MLP."""
+
+    def __init__(self, width: int, features: int = 64) -> None:
+        super().__init__()
+        self.register_buffer('frequencies', torch.exp(torch.linspace(0, math.log(200.0), features // 2)),
+                             persistent=False)
+        self.mlp = nn.Sequential(nn.Linear(features, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, t: Tensor) -> Tensor:
+        angle = t[..., None] * self.frequencies
+        return self.mlp(torch.cat([angle.cos(), angle.sin()], dim=-1))
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """LayerNorm without parameters, then shift and scale per frame: x (B, F, n, D), shift and scale (B, F, 1, D)."""
+    return F.layer_norm(x, x.shape[-1:]) * (1 + scale) + shift
+
+
+def rotary_angles(positions: Tensor, head_width: int, base: float = 100.0) -> tuple[Tensor, Tensor]:
+    """Return cosines and sines (N, d / 2) of the rotary embedding for positions (N, 3) in (frames, rows, columns).
+
+    The pairs of a head are dealt to time, y and x in the ratio of Wan 2.1 (d - 4 (d // 6), 2 (d // 6), 2 (d // 6)).
+    """
+    space = 2 * (head_width // 6)
+    angles = []
+    for axis, width in enumerate((head_width - 2 * space, space, space)):
+        frequency = base ** (-torch.arange(0, width, 2, device=positions.device) / width)
+        angles.append(positions[:, axis:axis + 1] * frequency)
+    angle = torch.cat(angles, dim=1)
+    return angle.cos(), angle.sin()
+
+
+def rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    """Apply rotary positions to x (B, heads, N, d): the halves of a head are the pairs."""
+    cos, sin = rotary
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+
+
+class Projections(nn.Module):
+    """Queries, keys, values with normalised, rotated queries and keys; and the output projection."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.norm_q = nn.RMSNorm(width // heads, eps=1e-6)
+        self.norm_k = nn.RMSNorm(width // heads, eps=1e-6)
+
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, F, n, D) to q, k, v: (B, heads, N, d)."""
+        q, k, v = rearrange(self.qkv(x), 'b f n (s h d) -> s b h (f n) d', s=3, h=self.heads).unbind(0)
+        return rotate(self.norm_q(q), rotary), rotate(self.norm_k(k), rotary), v
+
+    def merge(self, attended: Tensor, frames: int) -> Tensor:
+        """(B, heads, N, d) to (B, F, n, D)."""
+        return self.out(rearrange(attended, 'b h (f n) d -> b f n (h d)', f=frames))
+
+
+class SwiGLU(nn.Module):
+    """Gated feed-forward: out(silu(a) * b). Its product lets one layer multiply gradients in space and time."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.expand = nn.Linear(width, 2 * hidden)
+        self.out = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.expand(x).chunk(2, dim=-1)
+        return self.out(F.silu(a) * b)

@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cameras to raxel images and back (paper, section "Raxels").
+
+A raxel image holds, at pixel u, d + o: the unit ray direction d = R K^-1 u / |K^-1 u| and the camera centre o, both in
+the reference frame. The directions of one camera lie on a unit sphere, so its raxels lie on a unit sphere around o.
+
+Axes: T frames, h w raxel pixels. `T_reference_camera` is camera to reference.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from .geometry import GeometryError, Intrinsics, make_pose, pixel_rays, so3_exp
+
+
+def make_raxels(T_reference_camera: np.ndarray, intrinsics: Intrinsics, height: int, width: int) -> np.ndarray:
+    """Render cameras as raxel images.
+
+    Args:
+        T_reference_camera: (..., 4, 4) camera to reference, translation in model units.
+        intrinsics: the camera, of any size; the raxel image covers the same view.
+        height, width: of the raxel image.
+
+    Returns:
+        (..., height, width, 3) float32: d + o.
+    """
+    rays = pixel_rays(intrinsics, width, height)                                         # (h, w, 3)
+    directions = np.einsum('...ij,hwj->...hwi', T_reference_camera[..., :3, :3], rays)   # (..., h, w, 3)
+    return (directions + T_reference_camera[..., None, None, :3, 3]).astype(np.float32)
+
+
+def make_raxels_batch(rotation: torch.Tensor, centre: torch.Tensor, intrinsics: torch.Tensor, image_size: tuple[int, int],
+                      height: int, width: int) -> torch.Tensor:
+    """`make_raxels` for a batch with a camera of its own each, on any device.
+
+    Args:
+        rotation: (B, T, 3, 3) and centre: (B, T, 3), camera to reference.
+        intrinsics: (B, 4) fx, fy, cx, cy for images of image_size (width, height).
+
+    Returns:
+        (B, T, height, width, 3) of the dtype of `rotation`.
+    """
+    fx, fy, cx, cy = intrinsics.to(rotation)[..., None].unbind(1)                       # (B, 1) each
+    u = (torch.arange(width, device=rotation.device) + 0.5) * (image_size[0] / width)
+    v = (torch.arange(height, device=rotation.device) + 0.5) * (image_size[1] / height)
+    x = ((u - cx) / fx)[:, None, :].expand(-1, height, -1)                              # (B, h, w)
+    y = ((v - cy) / fy)[:, :, None].expand(-1, -1, width)
+    rays = torch.nn.functional.normalize(torch.stack([x, y, torch.ones_like(x)], -1), dim=-1)
+    directions = rays.flatten(1, 2)[:, None] @ rotation.transpose(-1, -2)               # (B, T, h w, 3)
+    return (directions + centre[:, :, None]).unflatten(2, (height, width))
+
+
+@dataclass(frozen=True)
+class CameraReading:
+    """What `read_cameras` found.
+
+    Attributes:
+        T_reference_camera: (T, 4, 4).
+        intrinsics: the camera used or found, at the size asked for.
+        residual: (T,) weighted rms of |raxel - (R d + o)|, in model units.
+        covariance: (T, 6, 6) of (x, y, z, rx, ry, rz), the rotation a left perturbation in the reference frame,
+            from the residuals (the cells are taken as independent).
+    """
+
+    T_reference_camera: np.ndarray
+    intrinsics: Intrinsics
+    residual: np.ndarray
+    covariance: np.ndarray
+
+
+def read_cameras(raxels: np.ndarray, intrinsics: Intrinsics | None, *, image_size: tuple[int, int] | None = None,
+                 iterations: int = 5) -> CameraReading:
+    """Read the cameras back from noisy raxel images.
+
+    Per frame: o and R by weighted orthogonal Procrustes of the raxels against the camera's own rays, the weights by
+    iteratively reweighted least squares with Cauchy's function, so that outlier pixels lose their say. Without
+    intrinsics the focal lengths come first, by `estimate_focal`.
+
+    Args:
+        raxels: (T, h, w, 3).
+        intrinsics: the camera, of any size; None estimates fx and fy, shared by all frames.
+        image_size: (width, height) of the returned intrinsics when none are given (default: twice the raxel image).
+        iterations: of reweighting.
+
+    Raises:
+        GeometryError: a value is not finite, or the raxels do not spread over directions (no camera made them).
+    """
+    raxels = np.asarray(raxels, dtype=np.float64)
+    if raxels.ndim != 4 or raxels.shape[-1] != 3:
+        raise GeometryError(f'raxels must be (T, h, w, 3), got {raxels.shape}')
+    if not np.all(np.isfinite(raxels)):
+        raise GeometryError('raxels hold a value that is not finite')
+    frames, height, width = raxels.shape[:3]
+    spread = np.sqrt(((raxels - raxels.mean((1, 2), keepdims=True)) ** 2).sum(-1).mean((1, 2)))
+    if np.any(spread < 1e-3):
+        raise GeometryError(f'raxels of frame {int(spread.argmin())} spread by {spread.min():.2g} only: no camera has '
+                            'such rays (all pixels look the same way)')
+    if intrinsics is None:
+        image_width, image_height = image_size or (2 * width, 2 * height)
+        intrinsics = estimate_focal(raxels).resized(image_width, image_height)
+    rays = pixel_rays(intrinsics, width, height).reshape(1, -1, 3)                  # (1, n, 3)
+    points = raxels.reshape(frames, -1, 3)                                          # (T, n, 3)
+    weights = np.ones(points.shape[:2])
+    for _ in range(iterations + 1):
+        rotation, origin = _procrustes(points, rays, weights)
+        error = np.linalg.norm(points - rays @ np.swapaxes(rotation, 1, 2) - origin[:, None], axis=-1)      # (T, n)
+        scale = np.maximum(1.4826 * np.median(error, axis=1, keepdims=True), 1e-9)
+        weights = 1.0 / (1.0 + (error / (1.5 * scale)) ** 2)
+    residual = np.sqrt((weights * error**2).sum(1) / weights.sum(1))
+    covariance = _covariance(rays @ np.swapaxes(rotation, 1, 2), weights, residual)
+    return CameraReading(make_pose(rotation, origin), intrinsics, residual, covariance)
+
+
+def _procrustes(points: np.ndarray, rays: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Weighted fit of points (T, n, 3) = R rays (1, n, 3) + o: R (T, 3, 3), o (T, 3)."""
+    w = weights[..., None] / weights.sum(1)[:, None, None]
+    mean_p, mean_d = (w * points).sum(1, keepdims=True), (w * rays).sum(1, keepdims=True)
+    u, _, vt = np.linalg.svd(np.swapaxes(w * (points - mean_p), 1, 2) @ (rays - mean_d))
+    sign = np.ones((len(points), 3))
+    sign[:, 2] = np.sign(np.linalg.det(u @ vt))
+    rotation = (u * sign[:, None]) @ vt
+    return rotation, (mean_p - mean_d @ np.swapaxes(rotation, 1, 2))[:, 0]
+
+
+def _covariance(directions: np.ndarray, weights: np.ndarray, residual: np.ndarray) -> np.ndarray:
+    """Gauss-Newton covariance of (o, rotation) from the residuals; directions (T, n, 3) in the reference frame."""
+    frames, n = weights.shape
+    jacobian = np.zeros((frames, n, 3, 6))
+    jacobian[..., range(3), range(3)] = 1.0
+    x, y, z = np.moveaxis(directions, -1, 0)
+    zero = np.zeros_like(x)
+    jacobian[..., 3:] = np.stack([zero, z, -y, -z, zero, x, y, -x, zero], -1).reshape(frames, n, 3, 3)     # -[d]x
+    information = np.einsum('tn,tnij,tnik->tjk', weights, jacobian, jacobian)
+    variance = np.maximum(residual**2 / 3, 1e-12)
+    return np.linalg.inv(information + 1e-9 * np.eye(6)) * variance[:, None, None]
+
+
+def estimate_focal(raxels: np.ndarray, iterations: int = 40) -> Intrinsics:
+    """Find the focal lengths that made raxel images, the principal point being the centre.
+
+    The paper reads f_x as the median of u z / x over the pixels (u from the principal point) of the direction
+    (x, y, z) in the camera's own frame. That frame is not known before the rotation is, and the rotation not before the
+    rays are: so the two alternate from a 60 degree guess until the focal lengths stand still.
+
+    Args:
+        raxels: (T, h, w, 3); all frames share one camera.
+
+    Returns:
+        Intrinsics of the size of the raxel image.
+
+    Raises:
+        GeometryError: no focal length between 0.2 and 10 image widths explains the raxels.
+    """
+    _, height, width = raxels.shape[:3]
+    points = raxels.reshape(len(raxels), -1, 3)
+    u = np.broadcast_to(np.arange(width) + 0.5 - width / 2, (height, width)).ravel()
+    v = np.broadcast_to((np.arange(height) + 0.5 - height / 2)[:, None], (height, width)).ravel()
+    far_u, far_v = np.abs(u) > width / 8, np.abs(v) > height / 8
+    camera = Intrinsics.from_fov(60.0, width, height)
+    for _ in range(iterations):
+        rays = pixel_rays(camera).reshape(1, -1, 3)
+        weights = np.ones(points.shape[:2])
+        for _ in range(3):
+            rotation, origin = _procrustes(points, rays, weights)
+            own = (points - origin[:, None]) @ rotation                              # (T, n, 3) camera frame
+            error = np.linalg.norm(own - rays, axis=-1)
+            scale = np.maximum(1.4826 * np.median(error, axis=1, keepdims=True), 1e-9)
+            weights = 1.0 / (1.0 + (error / (1.5 * scale)) ** 2)
+        # The Procrustes centre trades depth against focal length: put the directions back on the unit sphere first.
+        own = own + _sphere_shift(own)
+        with np.errstate(divide='ignore', invalid='ignore'):
+            fx = np.nanmedian((u * own[..., 2] / own[..., 0])[:, far_u])
+            fy = np.nanmedian((v * own[..., 2] / own[..., 1])[:, far_v])
+        if not (0.2 * width < fx < 10 * width and 0.2 * width < fy < 10 * width):
+            raise GeometryError(f'no focal length between 0.2 and 10 image widths explains the raxels '
+                                f'(fx {fx / width:.3g}, fy {fy / width:.3g} widths)')
+        moved = abs(fx / camera.fx - 1) + abs(fy / camera.fy - 1)
+        camera = Intrinsics(float(fx), float(fy), width / 2, height / 2, width, height)
+        if moved < 1e-6:
+            break
+    return camera
+
+
+def _sphere_shift(own: np.ndarray) -> np.ndarray:
+    """Shift (T, 1, 3) that puts points (T, n, 3) on a unit sphere around 0, robustly (Gauss-Newton, Cauchy weights)."""
+    shift = np.zeros((len(own), 1, 3))
+    for _ in range(5):
+        moved = own + shift
+        norm = np.linalg.norm(moved, axis=-1, keepdims=True)
+        normal, error = moved / norm, (1 - norm)[..., 0]
+        scale = np.maximum(1.4826 * np.median(np.abs(error), axis=1, keepdims=True), 1e-9)
+        w = (1.0 / (1.0 + (error / (1.5 * scale)) ** 2))[..., None]
+        information = np.swapaxes(w * normal, 1, 2) @ normal + 1e-9 * np.eye(3)
+        shift = shift + np.linalg.solve(information, np.swapaxes(w * normal, 1, 2) @ error[..., None]).swapaxes(1, 2)
+    return shift
+
+
+def perturb(T_reference_camera: np.ndarray, rotation_vector: np.ndarray, translation: np.ndarray) -> np.ndarray:
+    """Left-perturb poses (..., 4, 4) as `covariance` means it: R <- exp(w) R, o <- o + t."""
+    return make_pose(so3_exp(rotation_vector) @ T_reference_camera[..., :3, :3],
+                     T_reference_camera[..., :3, 3] + translation)

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Procedural clips with known cameras, kept in a pool on disk that worker processes fill and keep renewing.
+
+The trainer reads random slots of the pool and never waits for the renderer: a step stays compute-bound, and how often a
+clip is seen is set by how many workers render beside it. A slot is one clip of consecutive frames.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from rays_as_pixels_model.geometry import Intrinsics
+
+HELD_OUT_SEED = 1 << 40          # scenes from here on are never rendered for training
+
+
+@dataclass(frozen=True)
+class ClipConfig:
+    """What one clip is."""
+
+    frames: int = 13
+    height: int = 64
+    width: int = 96
+    fov_deg: tuple[float, float] = (40.0, 85.0)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """frames (T, H, W, 3) uint8; T_world_camera (T, 4, 4); intrinsics; scene_scale (T,), metres: the harmonic mean depth
+    of each frame, which is the unit of the model when that frame is the reference."""
+
+    frames: np.ndarray
+    T_world_camera: np.ndarray
+    intrinsics: Intrinsics
+    scene_scale: np.ndarray
+
+
+def make_clip(seed: int, bank, config: ClipConfig, style: str | None = None) -> Clip:
+    """Render the clip of a seed; `bank` is a scenes.TextureBank."""
+    from rays_as_pixels_model.scenes import random_path, random_scene, render
+
+    rng = np.random.default_rng([seed, 71])
+    scene = random_scene(seed, bank)
+    T_world_camera = random_path(seed, scene, config.frames, style)
+    focal = Intrinsics.from_fov(rng.uniform(*config.fov_deg), config.width, config.height).fx
+    centre = np.array([config.width, config.height]) * (0.5 + rng.uniform(-0.03, 0.03, 2))
+    intrinsics = Intrinsics(focal, focal * rng.uniform(0.98, 1.02), *centre, config.width, config.height)
+    frames, depth = render(scene, T_world_camera, intrinsics)
+    scale = 1.0 / np.mean(1.0 / depth.reshape(len(depth), -1), axis=1)
+    return Clip(frames, T_world_camera, intrinsics, scale)
+
+
+class ClipPool:
+    """Clips in memory-mapped files: frames, poses, intrinsics, scales and how many slots are filled."""
+
+    def __init__(self, folder: Path, config: ClipConfig | None = None, slots: int | None = None) -> None:
+        folder = Path(folder)
+        about = folder / 'pool.json'
+        if about.exists():
+            stored = json.loads(about.read_text())
+            stored_config = ClipConfig(**{**stored['clip'], 'fov_deg': tuple(stored['clip']['fov_deg'])})
+            if config is not None and config != stored_config:
+                raise ValueError(f'{folder} holds clips of {stored_config}, not of {config}: name another folder')
+            config, slots, mode = stored_config, stored['slots'], 'r+'
+        elif config is None or slots is None:
+            raise ValueError(f'{folder} is no pool of clips: {about.name} is missing')
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            mode = 'w+'
+        t = config.frames
+        shapes = {'frames': (np.uint8, (slots, t, config.height, config.width, 3)), 'poses': (np.float64, (slots, t, 4, 4)),
+                  'intrinsics': (np.float32, (slots, 4)), 'scales': (np.float32, (slots, t)), 'filled': (np.uint8, (slots,))}
+        for name, (dtype, shape) in shapes.items():
+            setattr(self, name, np.memmap(folder / f'{name}.bin', dtype, mode, shape=shape))
+        self.config, self.slots = config, slots
+        if mode == 'w+':
+            temporary = about.with_suffix('.tmp')
+            temporary.write_text(json.dumps({'clip': asdict(config), 'slots': slots}))
+            os.replace(temporary, about)
+
+    def write(self, slot: int, clip: Clip) -> None:
+        """Put a clip into a slot."""
+        self.filled[slot] = 0
+        self.frames[slot], self.poses[slot], self.scales[slot] = clip.frames, clip.T_world_camera, clip.scene_scale
+        k = clip.intrinsics
+        self.intrinsics[slot] = k.fx, k.fy, k.cx, k.cy
+        self.filled[slot] = 1
+
+    def ready(self) -> np.ndarray:
+        """Return the indices of the filled slots."""
+        return np.flatnonzero(self.filled)
+
+
+def fill(folder: Path, *, slots: int | None, first_seed: int, stride: int, offset: int, textures: str | None,
+         config: ClipConfig | None = None, limit: int | None = None, parent: int | None = None) -> None:
+    """Render clips into the pool until `limit` (None: for ever, or until the parent process is gone).
+
+    Worker `offset` of `stride` writes the slots and seeds of its own residue class, so workers never meet.
+    """
+    import torch
+
+    from rays_as_pixels_model.scenes import TextureBank
+
+    torch.set_num_threads(1)
+    pool = ClipPool(folder, config, slots)
+    bank = TextureBank.default(split='train', folder=textures)
+    number = offset
+    while limit is None or number < limit:
+        if parent is not None and os.getppid() != parent:
+            return
+        slot = number % pool.slots
+        if number < pool.slots and pool.filled[slot]:
+            number += stride
+            continue
+        try:
+            clip = make_clip(first_seed + number, bank, pool.config)
+        except ValueError:           # a scene without free space for a camera: the next seed takes its slot
+            first_seed += pool.slots
+            continue
+        pool.write(slot, clip)
+        number += stride
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Fill a pool from the command line."""
+    parser = argparse.ArgumentParser(description='Render procedural clips into a pool.')
+    parser.add_argument('folder', type=Path)
+    parser.add_argument('--slots', type=int, default=None, help='size of a new pool; an existing one knows its own')
+    parser.add_argument('--first-seed', type=int, default=0)
+    parser.add_argument('--stride', type=int, default=1)
+    parser.add_argument('--offset', type=int, default=0)
+    parser.add_argument('--limit', type=int)
+    parser.add_argument('--textures')
+    parser.add_argument('--with-parent', action='store_true', help='end when the process that started this one does')
+    args = parser.parse_args(argv)
+    start = time.time()
+    fill(args.folder, slots=args.slots, config=ClipConfig() if args.slots else None, first_seed=args.first_seed, stride=args.stride, offset=args.offset,
+         textures=args.textures, limit=args.limit,
+         parent=os.getppid() if args.with_parent else None)
+    print(f'{args.limit} clips in {time.time() - start:.0f} s')
+    return 0
+
+
+if __name__ == '__main__':
+    raise SystemExit(main())

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Windows for training and evaluation, cut from clips: stride, direction, reference frame and augmentation.
+
+Axes: B batch, T frames, H W pixels. Cameras are camera to reference frame, with the harmonic mean depth of the reference
+frame as the unit of length.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rays_as_pixels_model.geometry import invert
+from rays_as_pixels_model.raxels import make_raxels_batch
+
+
+@dataclass(frozen=True)
+class WindowBatch:
+    """frames (B, T, H, W, 3) float32 in [-1, 1]; T_reference_camera (B, T, 4, 4) float64; intrinsics (B, 4) float32 for
+    frames of this size; reference (B,) int64."""
+
+    frames: Tensor
+    T_reference_camera: Tensor
+    intrinsics: Tensor
+    reference: Tensor
+
+    def raxels(self) -> Tensor:
+        """Return the raxel images (B, T, H/2, W/2, 3) float32."""
+        height, width = self.frames.shape[2:4]
+        return make_raxels_batch(self.T_reference_camera[..., :3, :3].float(), self.T_reference_camera[..., :3, 3].float(),
+                                 self.intrinsics, (width, height), height // 2, width // 2)
+
+
+def relative_poses(T_world_camera: np.ndarray, scales: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Return T_reference_camera (B, T, 4, 4): poses (B, T, 4, 4) in the frame and the unit of the reference (B,)."""
+    rows = np.arange(len(reference))
+    T = invert(T_world_camera[rows, reference])[:, None] @ T_world_camera
+    T[..., :3, 3] /= scales[rows, reference][:, None, None]
+    return T
+
+
+def cut_windows(pool, slots: np.ndarray, rng: np.random.Generator, frames: int, *, scattered: bool = False,
+                augment: bool = True, max_stride: int = 3, references: int | None = None) -> WindowBatch:
+    """Cut one window from each slot of a pool of clips.
+
+    Args:
+        pool: has frames, poses, intrinsics, scales as `ClipPool`.
+        slots: (B,) indices.
+        frames: T. A video window takes consecutive frames with a random stride and direction (time reversal);
+            `scattered` takes any T frames of the clip in any order.
+        augment: mirror, permute colours, change gain, offset and gamma.
+        references: the reference frame is drawn from the first this many frames (default: all).
+    """
+    total = pool.frames.shape[1]
+    count = len(slots)
+    if scattered:
+        index = np.argsort(rng.random((count, total)), axis=1)[:, :frames]                          # (B, T)
+    else:
+        stride = rng.integers(1, min(max_stride, (total - 1) // (frames - 1)) + 1, count)
+        start = (rng.random(count) * (total - stride * (frames - 1))).astype(int)
+        index = start[:, None] + stride[:, None] * np.arange(frames)
+        flip = rng.random(count) < 0.5
+        index[flip] = index[flip, ::-1]
+    order = np.argsort(slots, kind='stable')                                # read the file in order
+    picture = np.empty((count, frames, *pool.frames.shape[2:]), np.uint8)
+    for row in order:
+        picture[row] = pool.frames[slots[row], index[row]]
+    rows = slots[:, None]
+    poses, scales = np.asarray(pool.poses)[rows, index], np.asarray(pool.scales)[rows, index].astype(np.float64)
+    reference = rng.integers(0, references or frames, count)
+    T = relative_poses(poses, scales, reference)
+    intrinsics = np.array(pool.intrinsics[slots])
+    video = torch.from_numpy(picture).float().mul_(2 / 255).sub_(1)
+    if augment:
+        mirrored = rng.random(count) < 0.5
+        video[mirrored] = video[mirrored].flip(3)
+        sign = np.array([-1.0, 1, 1, 1])
+        T[mirrored] = T[mirrored] * sign[:, None] * sign
+        intrinsics[mirrored, 2] = picture.shape[3] - intrinsics[mirrored, 2]
+        video = _recolour(video, rng)
+    return WindowBatch(video, torch.from_numpy(T), torch.from_numpy(intrinsics), torch.from_numpy(reference))
+
+
+def _recolour(video: Tensor, rng: np.random.Generator) -> Tensor:
+    """Permute the colours, then change gain and offset, the same for all frames of a window; slight camera noise."""
+    count = len(video)
+    mix = np.zeros((count, 3, 3), np.float32)
+    permutation = np.argsort(rng.random((count, 3)), axis=1)
+    gain = rng.uniform(0.6, 1.2, (count, 1)) * rng.uniform(0.9, 1.1, (count, 3)) * rng.choice([1, -1], (count, 1), p=[0.85, 0.15])
+    np.put_along_axis(mix, permutation[:, None], gain[:, None].astype(np.float32), axis=1)
+    offset = torch.from_numpy(rng.uniform(-0.15, 0.15, (count, 1, 1, 3)).astype(np.float32))
+    flat = video.flatten(1, 3)                                                                  # (B, T H W, 3)
+    return (torch.bmm(flat, torch.from_numpy(mix)) + offset.flatten(1, 2)).clamp_(-1, 1).view_as(video)

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The three tasks as corners of one noising: which frames are clean, which have noise, at what times.
+
+| task  | video                   | rays                                             |
+|-------|-------------------------|--------------------------------------------------|
+| pose  | clean                   | noise (the reference's own may be given)         |
+| views | sources clean, targets noise | clean                                       |
+| joint | first frame clean, rest noise | noise, or clean (camera-controlled video)  |
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rays_as_pixels_model.joint import RaysAsPixels
+from rays_as_pixels_model.schedule import add_noise, draw_times
+
+from .config import TrainConfig
+from .data.windows import WindowBatch, cut_windows
+
+TASKS = ('pose', 'views', 'joint')
+
+
+@dataclass(frozen=True)
+class TaskBatch:
+    """One training batch: a window batch, its layout and the times (B, L), (B, T) of both modalities."""
+
+    task: str
+    windows: WindowBatch
+    groups: tuple[int, ...]
+    t_z: Tensor
+    t_r: Tensor
+
+
+def draw_task(pool, ready: np.ndarray, config: TrainConfig, model_config, step: int) -> TaskBatch:
+    """Draw the batch of a step; the same seed, step and pool give the same batch."""
+    rng = np.random.default_rng([config.seed, step])
+    generator = torch.Generator().manual_seed(int(rng.integers(1 << 62)))
+    task = TASKS[rng.choice(3, p=np.asarray(config.tasks) / sum(config.tasks))]
+    slots = rng.choice(ready, config.batch)
+    b = config.batch
+    if task == 'views':
+        groups = (1,) * config.view_frames
+        sources = rng.integers(1, config.view_frames, b)               # the first 1 .. T - 1 frames are sources
+        windows = cut_windows(pool, slots, rng, config.view_frames, scattered=True, references=1)
+        times = draw_times(b, generator)[:, None].expand(b, config.view_frames)
+        is_source = torch.arange(config.view_frames)[None] < torch.from_numpy(sources)[:, None]
+        return TaskBatch(task, windows, groups, torch.where(is_source, 1.0, times), torch.ones(b, config.view_frames))
+    groups = model_config.groups
+    windows = cut_windows(pool, slots, rng, model_config.frames, max_stride=config.max_stride,
+                          references=None if task == 'pose' else 1)
+    frames, latents = model_config.frames, len(groups)
+    t_r = draw_times(b, generator)[:, None].repeat(1, frames)
+    if task == 'pose':
+        known = torch.from_numpy(rng.random(b) < config.known_intrinsics)
+        t_r[torch.arange(b)[known], windows.reference[known]] = 1.0
+        return TaskBatch(task, windows, groups, torch.ones(b, latents), t_r)
+    t_z = draw_times(b, generator)[:, None].repeat(1, latents)
+    t_z[:, 0] = 1.0
+    t_r[:, 0] = 1.0
+    t_r[torch.from_numpy(rng.random(b) < 0.4)] = 1.0
+    return TaskBatch(task, windows, groups, t_z, t_r)
+
+
+def noised(model: RaysAsPixels, batch: TaskBatch, generator: torch.Generator) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Return (z_t, r_t) and the target velocities (z, r) of a batch."""
+    z1 = model.encode_frames(batch.windows.frames, batch.groups)
+    r1 = model.encode_rays(batch.windows.raxels())
+    z0, r0 = (torch.randn(x.shape, generator=generator, device=x.device) for x in (z1, r1))
+    return (add_noise(z1, z0, batch.t_z), add_noise(r1, r0, batch.t_r)), (z1 - z0, r1 - r0)
