@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
-from rclpy.callback_groups import ReentrantCallbackGroup
+from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
 from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, State, TransitionCallbackReturn
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
@@ -62,7 +62,9 @@ class CameraNode(LifecycleNode):
         super().__init__(name, **kwargs)
         self._load_pipeline = load_pipeline
         self._problems = parameters.declare(self, self.TABLE)
-        self._camera_group = ReentrantCallbackGroup()
+        self._free_group = ReentrantCallbackGroup()
+        # Images must be taken in their order, so by one thread at a time.
+        self._input_group = MutuallyExclusiveCallbackGroup()
         self._inputs: list = []
         self._pipeline = None
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", RELIABLE)
@@ -91,15 +93,13 @@ class CameraNode(LifecycleNode):
         compressed = self._p.image_transport == "compressed"
         topic, kind = ("image_raw/compressed", CompressedImage) if compressed else ("image_raw", Image)
         self._inputs = [
+            self.create_subscription(kind, topic, lambda m: self._on_half(0, m), qos, callback_group=self._input_group),
             self.create_subscription(
-                kind, topic, lambda m: self._on_half(0, m), qos, callback_group=self._camera_group
-            ),
-            self.create_subscription(
-                CameraInfo, "camera_info", lambda m: self._on_half(1, m), qos, callback_group=self._camera_group
+                CameraInfo, "camera_info", lambda m: self._on_half(1, m), qos, callback_group=self._input_group
             ),
         ]
         self._image_topic, self._image_qos = topic, self._p.image_qos
-        self._diagnostics_timer = self.create_timer(1.0, self._publish_diagnostics, callback_group=self._camera_group)
+        self._diagnostics_timer = self.create_timer(1.0, self._publish_diagnostics, callback_group=self._free_group)
         self._activated()
         self.get_logger().info(f"active: listening to {self.resolve_topic_name(topic)}")
         return super().on_activate(state)

@@ -80,7 +80,7 @@ class TrajectoryNode(CameraNode):
     def _activated(self) -> None:
         self._paused = False
         self._offered = [
-            self.create_service(kind, name, callback, callback_group=self._camera_group)
+            self.create_service(kind, name, callback, callback_group=self._free_group)
             for kind, name, callback in (
                 (Trigger, "~/reset", self._on_reset),
                 (Trigger, "~/pause", self._on_pause),
@@ -92,7 +92,7 @@ class TrajectoryNode(CameraNode):
             self._robot_path: deque = deque(maxlen=2000)
             self._inputs.append(
                 self.create_subscription(
-                    Odometry, "odometry_in", self._on_odometry, BEST_EFFORT, callback_group=self._camera_group
+                    Odometry, "odometry_in", self._on_odometry, BEST_EFFORT, callback_group=self._free_group
                 )
             )
         self._stopping.clear()

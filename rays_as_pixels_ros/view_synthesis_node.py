@@ -83,7 +83,7 @@ class ViewSynthesisNode(CameraNode):
                 execute_callback=callback,
                 goal_callback=lambda request: GoalResponse.ACCEPT,
                 cancel_callback=lambda handle: CancelResponse.ACCEPT,
-                callback_group=self._camera_group,
+                callback_group=self._free_group,
             )
             for kind, name, callback in (
                 (RenderViews, "~/render_views", self._on_render_views),
