@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run a piece of a ROS program in a process of its own, and talk with it by lines of text."""
+"""Run a piece of a ROS program in a process of its own, and talk with it by lines of text.
+
+Time limits only end a test that has failed; they are generous, because a busy machine makes a process ten times slower.
+"""
 
 import os
 import queue
@@ -11,7 +14,8 @@ import threading
 import time
 
 PRELUDE = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may start its background jobs with SIGINT ignored
 import embedded_ros
 embedded_ros.install()
 import rclpy
@@ -63,7 +67,7 @@ class Process:
         """What the process wrote to standard error so far."""
         return "".join(self._errors)
 
-    def line(self, starts="", timeout=15.0):
+    def line(self, starts="", timeout=60.0):
         """Return the next line that starts with `starts`, without it."""
         end = time.monotonic() + timeout
         while True:
@@ -75,17 +79,17 @@ class Process:
             if line.startswith(starts):
                 return line[len(starts) :].strip()
 
-    def stop(self, number=signal.SIGINT, timeout=10.0):
+    def stop(self, number=signal.SIGINT, timeout=60.0):
         """Send a signal and return the exit code."""
         self._process.send_signal(number)
         return self.wait(timeout)
 
-    def wait(self, timeout=10.0):
+    def wait(self, timeout=60.0):
         """Wait for the end and return the exit code."""
         return self._process.wait(timeout)
 
 
-def spin_until(node, condition, timeout=10.0):
+def spin_until(node, condition, timeout=30.0):
     """Spin `node` here until `condition()`; returns whether it came true."""
     import rclpy
 

@@ -2,7 +2,6 @@
 """Topics, QoS, names, remapping, parameters and signals of embedded_ros, between processes over loopback."""
 
 import signal
-import time
 
 import numpy as np
 import pytest
@@ -147,9 +146,7 @@ say('ready')
         subscription = node.create_subscription(String, "words", lambda _: None, 10)
         assert spin_until(node, lambda: subscription.incompatible_peers())
         assert subscription.get_publisher_count() == 0
-        assert spin_until(
-            node, lambda: [i.node_name for i in node.get_publishers_info_by_topic("words")] == ["lossy"], 5
-        )
+        assert spin_until(node, lambda: [i.node_name for i in node.get_publishers_info_by_topic("words")] == ["lossy"])
         info = node.get_publishers_info_by_topic("words")[0]
         assert (info.node_namespace, info.topic_type) == ("/there", "std_msgs/msg/String")
         assert info.qos_profile.reliability == ReliabilityPolicy.BEST_EFFORT
@@ -198,9 +195,9 @@ def test_parameters_from_yaml_and_command_line_remapping_and_namespace(node, tmp
 
         def call(kind, name, request):
             client = node.create_client(kind, f"/robot/renamed/{name}")
-            assert client.wait_for_service(5.0)
+            assert client.wait_for_service(30.0)
             future = client.call_async(request)
-            rclpy.spin_until_future_complete(node, future, timeout_sec=5.0)
+            rclpy.spin_until_future_complete(node, future, timeout_sec=30.0)
             return future.result()
 
         listed = call(ListParameters, "list_parameters", ListParameters.Request()).result.names
@@ -254,13 +251,12 @@ say('ok', rclpy.ok())
 """
     with Process(code) as mortal:
         mortal.line("ready")
-        assert spin_until(node, lambda: "mortal" in node.get_node_names(), 5)
-        start = time.monotonic()
+        assert spin_until(node, lambda: "mortal" in node.get_node_names())
         assert mortal.stop(number) == 0, mortal.errors
-        assert mortal.line() == ("interrupted" if number == signal.SIGINT else "shut down")
+        # Between two waits spin() returns, during one it raises.
+        assert mortal.line() in (["interrupted"] if number == signal.SIGINT else ["shut down", "spin returned"])
         assert mortal.line("ok") == "False"
-        assert spin_until(node, lambda: "mortal" not in node.get_node_names(), 2)
-        assert time.monotonic() - start < 5
+        assert spin_until(node, lambda: "mortal" not in node.get_node_names(), 5)
 
 
 def test_exception_in_a_callback_ends_spin(node):
@@ -269,7 +265,7 @@ def test_exception_in_a_callback_ends_spin(node):
 
     node.create_timer(0.01, fail)
     with pytest.raises(ValueError, match="from the timer"):
-        spin_until(node, lambda: False, 2)
+        spin_until(node, lambda: False)
 
 
 def test_simulated_time_drives_clock_and_timers(ros_domain):
@@ -285,7 +281,7 @@ def test_simulated_time_drives_clock_and_timers(ros_domain):
             message = Clock()
             message.clock.sec = 100 + second
             publisher.publish(message)
-            assert spin_until(node, lambda s=second: node.get_clock().now().nanoseconds == (100 + s) * 10**9, 2)
+            assert spin_until(node, lambda s=second: node.get_clock().now().nanoseconds == (100 + s) * 10**9)
             spin_until(node, lambda: False, 0.05)
         assert len(calls) == 4 and calls[-1] == 105 * 10**9
     finally:
