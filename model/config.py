@@ -94,7 +94,7 @@ PRESETS: dict[str, ModelConfig] = {
                          transformer=TransformerConfig(width=128, depth=4, heads=4, ffn_width=256)),
     # 1,776 tokens a window (960 video, 816 ray): for a GPU
     'tiny': ModelConfig('tiny', frames=17, height=96, width=128, codec=CodecConfig(channels=48),
-                        transformer=TransformerConfig(width=320, depth=10, heads=5, ffn_width=960, patch=1)),
+                        transformer=TransformerConfig(width=256, depth=8, heads=4, ffn_width=768, patch=1)),
 }
 
 
