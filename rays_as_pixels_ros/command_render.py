@@ -27,6 +27,8 @@ def build_parser() -> argparse.ArgumentParser:
     add_camera_arguments(parser)
     parser.add_argument("--frame", type=integer(0), default=0, help="the frame that the path starts at")
     parser.add_argument("--sources", type=integer(1), default=1, help="source frames from there on (posed images only)")
+    parser.add_argument("--metres-per-unit", type=number(0, math.inf), metavar="M",
+                        help="unit of the file's poses for one model unit (default: measured; several sources only)")
     parser.add_argument("--stride", type=integer(1), default=1, help="frames between two sources")
     parser.add_argument("--motion", choices=("orbit", "dolly"), default="orbit", help="kind of path")
     parser.add_argument("--degrees", type=number(-360, 360), default=20.0, help="orbit: how far round, to the right")
@@ -71,13 +73,14 @@ def main(argv: list[str]) -> int:
     pipeline = Pipeline.from_checkpoint(args.checkpoint, device=args.device)
     if args.sources >= pipeline.config.frames:
         parser.error(f"--sources is {args.sources}; a window holds {pipeline.config.frames} frames with the view")
+    measured = metric and args.metres_per_unit is None
     window = [args.frame + index * args.stride for index in range(pipeline.config.frames)]
-    images = _read(video, window if metric else numbers)  # the window holds the sources
+    images = _read(video, window if measured else numbers)  # the window holds the sources
     frames = np.stack(images[: args.sources])
     T_world_source = video.T_world_camera[numbers] if metric else np.eye(4)[None]
     # Several posed sources state lengths in their own unit; one image alone is its own scale.
-    metres_per_unit = 1.0
-    if metric:
+    metres_per_unit = args.metres_per_unit if metric and args.metres_per_unit else 1.0
+    if measured:
         metres_per_unit = pipeline.metres_per_unit(np.stack(images), camera, video.T_world_camera[window])
     if args.motion == "orbit":
         T_start_camera = paths.orbit(args.views, args.degrees, args.distance)

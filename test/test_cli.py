@@ -132,6 +132,33 @@ def recording(tmp_path_factory):
     return folder
 
 
+def test_windows_of_an_exact_model_make_the_exact_trajectory(tmp_path, monkeypatch, capsys):
+    """The command's own share: windows, units, stitching, alignment and files add no error."""
+    from pixel_pipeline import PixelPipeline, path, picture
+
+    from rays_as_pixels_model.pipeline import Pipeline
+
+    monkeypatch.setattr(Pipeline, "from_checkpoint", lambda path, device: PixelPipeline())
+    listed = []
+    for index in range(22):
+        write_png(tmp_path / "in" / f"{index}.png", picture(index))
+        listed.append({"file": f"{index}.png", "fx": 60, "fy": 60, "cx": 35.5, "cy": 23.5,
+                       "T_world_camera": path()[index].tolist()})
+    about = {"width": 72, "height": 48, "fps": 10, "frames": listed}
+    (tmp_path / "in" / "cameras.json").write_text(json.dumps(about))
+    assert cli.main(["estimate", str(tmp_path / "in"), "--out", str(tmp_path / "out")]) == 0
+    errors = json.loads((tmp_path / "out" / "summary.json").read_text())["errors"]
+    assert errors["ate_rmse"] < 1e-6 and errors["rotation_error_deg_median"] < 1e-4
+    assert errors["direction_error_deg_median"] < 1e-4 < errors["rotation_of_truth_deg_median"]
+    assert "22 frames in 10 windows" in capsys.readouterr().out
+
+
+def test_a_nodes_help_lists_its_parameters():
+    done = rays_as_pixels("node", "trajectory_node", "--help")
+    assert done.returncode == 0
+    assert "window_hop" in done.stdout and "--ros-args" in done.stdout
+
+
 @pytest.mark.slow
 def test_estimate_posed_images(recording, tmp_path):
     done = rays_as_pixels("estimate", recording, "--out", tmp_path, "--device", "cpu")
@@ -167,7 +194,7 @@ def test_estimate_is_the_same_for_the_same_seed_and_uses_stride(recording, tmp_p
 @pytest.mark.parametrize("sources", [1, 2])
 def test_render_views(recording, tmp_path, sources):
     done = rays_as_pixels("render", recording, "--views", 3, "--degrees", 10, "--steps", 2, "--sources", sources,
-                          "--out", tmp_path)
+                          "--metres-per-unit", 2, "--out", tmp_path)
     assert done.returncode == 0, done.stderr
     assert sorted(os.listdir(tmp_path)) == ["poses.txt", "view_000.png", "view_001.png", "view_002.png", "views.mp4"]
     video = open_video(tmp_path / "views.mp4")
