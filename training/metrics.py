@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from rays_as_pixels_model.comparison import psnr
 from rays_as_pixels_model.geometry import direction_angle_deg, invert, rotation_angle_deg
+
+__all__ = ['LEAST_MOTION', 'last_against_first', 'pose_errors', 'psnr']
 
 LEAST_MOTION = 0.02          # model units; below it a window has no translation direction to be right about
 
@@ -30,10 +33,3 @@ def pose_errors(estimated: np.ndarray, truth: np.ndarray) -> dict[str, float]:
         out[f'RRA@{limit}'] = float(np.mean(rotation < limit) * 100)
         out[f'RTA@{limit}'] = float(np.mean(direction < limit) * 100) if moved.any() else float('nan')
     return out
-
-
-def psnr(a: np.ndarray, b: np.ndarray, mask: np.ndarray | None = None) -> float:
-    """PSNR in dB of uint8 pictures (H, W, 3), over `mask` (H, W) if given; 99 when equal."""
-    square = (a.astype(np.float64) - b.astype(np.float64)) ** 2
-    mse = square.mean() if mask is None else square[mask].mean()
-    return 99.0 if mse == 0 else float(10 * np.log10(255**2 / mse))

@@ -1,0 +1,290 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`rays-as-pixels demo`: the whole chain on this machine, as separate processes over DDS on loopback.
+
+A camera plays (a procedural scene with known truth, or the user's own images), trajectory_node follows it,
+view_synthesis_node renders what render_client asks for, and a recorder here takes everything down from the wire.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from .arguments import command_parser, device, integer, number
+
+_ALL = 285.0  # seconds for all of it
+_TRIES = 6  # of a request: the camera may stand too still to tell the scale at one moment
+_VIEWS = 4  # in a request
+_CAMERA_FRAME = "camera_truth_optical"
+_FILES = ("trajectory.png", "views.png", "raxels.png", "demo.mp4", "trajectory.txt", "summary.json")
+
+
+def build_parser():
+    """Make the argument parser."""
+    parser = command_parser(
+        "demo",
+        "Start a camera, both model nodes and a client as separate processes on this machine, and write what came out: "
+        "summary.json, trajectory.png, views.png, raxels.png, demo.mp4, trajectory.txt and the nodes' logs. Takes less "
+        "than five minutes.",
+    )
+    parser.add_argument(
+        "--input", metavar="PATH", help="video file, image folder, posed images or webcam number; without it, a "
+        "procedural scene with known truth"
+    )  # fmt: skip
+    parser.add_argument("--out", default="out/demo", metavar="DIR", help="folder for the results")
+    parser.add_argument("--seconds", type=number(0, 181), default=20.0, help="how long the trajectory is followed")
+    parser.add_argument("--seed", type=integer(0), default=7, help="of the procedural scene, its path and the views")
+    parser.add_argument("--fov", type=number(10, 160), default=70.0, metavar="DEG",
+                        help="horizontal field of view of an input that states none")  # fmt: skip
+    parser.add_argument("--checkpoint", metavar="DIR", help="checkpoint folder; without it, the one that is shipped")
+    parser.add_argument("--device", type=device, default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--steps", type=integer(1), default=20, help="denoising steps of a view")
+    parser.add_argument("--timeout", type=number(0, 86401), default=_ALL, help="seconds for all of it, then it fails")
+    parser.add_argument("--domain", type=integer(0), help="ROS_DOMAIN_ID; without it, one that nobody uses here")
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """Run the command."""
+    args = build_parser().parse_args(argv)
+    started = time.monotonic()
+    # Heavy imports only now: --help must answer at once.
+    import embedded_ros
+    from rays_as_pixels_model.checkpoint import read_config
+
+    from .demo_processes import DemoError, NodeProcesses, free_domain
+    from .demo_source import open_source
+
+    for name in ("SIGTERM", "SIGHUP"):
+        signal.signal(getattr(signal, name), _interrupt)
+    config = read_config(args.checkpoint)[1]
+    source = open_source(args.input, args.seed, args.seconds, args.fov, config.frames)
+    out = Path(args.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    domain = free_domain() if args.domain is None else args.domain
+    runtime = embedded_ros.install()
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
+        work = Path(folder)
+        try:
+            with NodeProcesses(work / "logs", domain, embedded_ros.loopback_uri()) as nodes:
+                _say(f"{source.name}, {runtime} runtime, ROS_DOMAIN_ID {domain}")
+                run = _Run(args, source, config, nodes, work, started + args.timeout)
+                run.record_everything()
+        except DemoError as error:
+            print(f"rays-as-pixels: error: {error}", file=sys.stderr)
+            return 1
+        summary = run.write(work, runtime)
+        _move(work, out)
+    _show(summary, source, run, out, time.monotonic() - started)
+    return 0
+
+
+def _interrupt(number: int, frame) -> None:
+    raise KeyboardInterrupt
+
+
+def _say(text: str) -> None:
+    print(f"demo: {text}", file=sys.stderr, flush=True)
+
+
+class _Run:
+    """One run: the processes, what is recorded, and the report."""
+
+    def __init__(self, args, source, config, nodes, work: Path, end: float):
+        self._args, self._source, self._config, self._nodes, self._work = args, source, config, nodes, work
+        self._end = end
+        self.answers: list = []
+        self.refused: list[str] = []
+        self.record = None
+
+    def record_everything(self) -> None:
+        """Start the nodes, follow the camera, ask for views."""
+        from .demo_recorder_node import Recorder
+        from .demo_source import requests
+
+        self._start_nodes()
+        size = (2 * self._config.width, 2 * self._config.height)
+        with Recorder(size, _CAMERA_FRAME) as recorder:
+            self._recorder, self.record = recorder, recorder.record
+            planned = requests(self._source.reach(self._config.frames), _VIEWS, self._args.seed)
+            self._wait(lambda: self.record.images, "starting the nodes", "the first image")
+            self._wait(lambda: self.record.poses, "waiting for the first pose", "the first pose")
+            begun = time.monotonic()
+            for number, request in enumerate(planned):
+                self._ask(number, len(planned), request)
+            left = begun + self._args.seconds - time.monotonic()
+            if left > 0:
+                end = time.monotonic() + left
+                self._wait(lambda: time.monotonic() >= end, "following the camera", "", left)
+            self._wait(lambda: len(self.record.poses) > 1, "waiting for a second pose", "a second pose")
+
+    def _start_nodes(self) -> None:
+        args, source = self._args, self._source
+        model = {"checkpoint": str(Path(args.checkpoint).resolve()) if args.checkpoint else "", "device": args.device}
+        fixed = {} if source.has_poses else {"metres_per_unit": 1.0}
+        parameters = {
+            # No robot is under this camera: its optical frame is the base, and its TF is the truth's.
+            "trajectory_node": {
+                **model, "base_frame": "", "publish_map_to_odom_tf": False, "publish_odom_to_base_tf": False,
+                "window_stride": source.stride, "publish_raxels": True,
+            },
+            "view_synthesis_node": {
+                **model, "fixed_frame": "world", "buffer_stride": source.stride, "steps": args.steps,
+                "buffer_size": max(24, 2 * self._config.frames * source.stride), **fixed,
+            },
+            "camera_player": {
+                **source.arguments, "frame_id": _CAMERA_FRAME, "world_frame": "world", "publish_truth_tf": True,
+                "wait_for_subscribers": 3,
+            },
+        }  # fmt: skip
+        for name, values in parameters.items():
+            given = [part for key, value in values.items() for part in ("-p", f"{key}:={_yaml(value)}")]
+            self._nodes.start(name, name, ["--ros-args", *given])
+
+    def _wait(self, condition, doing: str, what: str, expected: float | None = None, client=None) -> None:
+        """Wait for a condition while every process lives; `expected` seconds make a bar, else it only turns."""
+        from .demo_processes import DemoError
+        from .progress import progress
+
+        begun = time.monotonic()
+        with progress(doing, None if expected is None else max(1, round(expected))) as move:
+            while not condition():
+                self._nodes.check(may_end=client)
+                self._recorder.check()
+                now = time.monotonic()
+                if now >= self._end:
+                    raise DemoError(
+                        f"{self._args.timeout:g} s are over (--timeout) while {doing}; the ends of the logs:\n"
+                        f"{self._nodes.tails()}"
+                    )
+                if expected is not None:
+                    move(round(now - begun), max(1, round(expected)))
+                time.sleep(0.05)
+        if what:
+            _say(f"{what}, {time.monotonic() - begun:.1f} s")
+
+    def _ask(self, number: int, of: int, request) -> None:
+        """Let render_client ask for the views of a request; again if they are refused at that moment."""
+        from rays_as_pixels_model.media import write_trajectory
+
+        from .demo_processes import DemoError
+
+        arguments = list(request.arguments)
+        if request.T_camera_view is not None:
+            poses = self._work / f"request_{number}.txt"
+            write_trajectory(poses, range(len(request.T_camera_view)), request.T_camera_view)
+            arguments += ["--tum", str(poses)]
+        begun = time.monotonic()
+        for attempt in range(_TRIES):
+            name, out = f"render_client_{number}_{attempt}", self._work / f"request_{number}"
+            before = len(self.record.views)
+            rest = ["--out", str(out), "--seed", str(self._args.seed), "--timeout", f"{self._args.timeout:g}"]
+            client = self._nodes.start(name, "render_client", [*arguments, *rest])
+            doing = f"asking for views, request {number + 1} of {of}"
+            self._wait(lambda c=client: c.status is not None, doing, "", client=client)
+            self._nodes.forget(client)
+            if client.status == 0:
+                told = json.loads((out / "views.json").read_text(encoding="utf-8"))
+                count = told["views"]
+                self._wait(lambda n=before + count: len(self.record.views) >= n, "recording the views", "")
+                _say(f"views of request {number + 1} of {of}, {time.monotonic() - begun:.1f} s")
+                self.answers.append((told, self.record.views[before : before + count]))
+                return
+            if client.status != 1 or "refused:" not in client.last_lines():
+                raise client.failed()
+            self.refused.append(client.last_lines().strip().splitlines()[-1].partition("refused:")[2].strip())
+            _say(f"request {number + 1} refused: {self.refused[-1]}; asking again")
+            time.sleep(0.5)
+        raise DemoError(f"view_synthesis_node refused request {number + 1} {_TRIES} times: {self.refused[-1]}")
+
+    def write(self, folder: Path, runtime: str) -> dict:
+        """Write the report into a folder; returns what summary.json holds."""
+        import numpy as np
+
+        from rays_as_pixels_model.media import write_text, write_trajectory
+
+        from . import demo_figures, demo_report
+        from .progress import progress
+
+        source, record, window = self._source, self.record, self._config.frames
+        with progress("writing the report", 5) as move:
+            track = demo_figures.make_track(record)
+            views = demo_figures.make_views(record, self.answers, source)
+            summary = demo_figures.summarise(runtime, track, views, window, record.pose_times, record.goal_times)
+            move()
+            title = f"{source.name}: {len(track.stamps)} poses over {track.seconds[-1]:.0f} s, heard on the wire"
+            demo_report.draw_trajectory(folder / "trajectory.png", track, window, title)
+            move()
+            demo_report.draw_views(folder / "views.png", views, f"{source.name}: views on request")
+            metres = float(np.median([view.metres_per_unit for view in views]))
+            demo_report.draw_raxels(folder / "raxels.png", record, track, source, metres, window)
+            move()
+            demo_report.write_film(folder / "demo.mp4", record, track)
+            note = "optical camera to map (REP 103), up to scale; stamps are those of the images"
+            write_trajectory(folder / "trajectory.txt", track.stamps * 1e-9, track.T_map_camera, note)
+            write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+        return summary
+
+
+def _yaml(value) -> str:
+    """Write a parameter's value as YAML, text always in quotes."""
+    if isinstance(value, str):
+        return "'" + value.replace("'", "''") + "'"
+    return json.dumps(value)
+
+
+def _move(work: Path, out: Path) -> None:
+    """Move the report's files to where they belong, each whole; summary.json, which says that all is there, is last."""
+    (out / "logs").mkdir(parents=True, exist_ok=True)
+    for log in (work / "logs").iterdir():
+        os.replace(log, out / "logs" / log.name)
+    for folder in sorted(work.glob("request_*/")):
+        if folder.is_dir():
+            shutil.rmtree(out / folder.name, ignore_errors=True)
+            os.replace(folder, out / folder.name)
+    for name in _FILES:
+        os.replace(work / name, out / name)
+
+
+def _show(summary: dict, source, run: _Run, out: Path, seconds: float) -> None:
+    """Print the table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    pose, views, timing = summary["pose"], summary["views"], summary["timing"]
+
+    def cell(value, form: str) -> str:
+        return "unknown" if value is None else format(value, form)
+
+    table = Table(title=f"{source.name} ({summary['runtime']})", title_justify="left")
+    for column in ("figure", "model", "nothing done", "rotation warp"):
+        table.add_column(column, justify="left" if column == "figure" else "right")
+    table.add_row("poses", str(pose["frames"]), "", "")
+    table.add_row(
+        "rotation error over a window, median deg", cell(pose["rotation_error_deg_median"], ".2f"),
+        cell(pose["rotation_error_deg_identity"], ".2f"), "",
+    )  # fmt: skip
+    table.add_row(
+        "direction error over a window, median deg", cell(pose["translation_direction_error_deg_median"], ".1f"), "", ""
+    )
+    table.add_row("views", str(views["count"]), "", "")
+    table.add_row(
+        "PSNR of views, dB", cell(views["psnr"], ".2f"), cell(views["psnr_copy_nearest"], ".2f"),
+        cell(views["psnr_rotation_warp"], ".2f"),
+    )  # fmt: skip
+    table.add_row("poses per second, as delivered", cell(timing["pose_frames_per_s"], ".1f"), "", "")
+    table.add_row("seconds per view", cell(timing["seconds_per_view"], ".2f"), "", "")
+    Console(width=100 if not sys.stdout.isatty() else None).print(table)
+    if pose["rotation_error_deg_median"] is None:
+        print("No true poses come with this input, so pose errors are unknown.")
+    if views["psnr"] is None:
+        print("No true pictures are known at the requested poses, so the PSNR of the views is unknown.")
+    if run.refused:
+        print(f"{len(run.refused)} requests were refused and asked again, the last because: {run.refused[-1]}")
+    print(f"wrote {', '.join(_FILES)} to {out} in {seconds:.0f} s")

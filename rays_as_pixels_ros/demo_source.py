@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the demo's camera looks at, what is known about it, and which views are asked for.
+
+Poses are camera to world, optical axes (x right, y down, z forward). A source is `procedural` (truth of everything),
+`posed` (true poses of its images) or `plain` (no truth).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from rays_as_pixels_model.geometry import Intrinsics, invert, make_pose, so3_exp
+from rays_as_pixels_model.media import MediaError, Video, open_video
+
+WIDTH, HEIGHT, HORIZONTAL_FOV = 144, 96, 70.0
+_RATE = 10.0  # images per second of the procedural camera, and about that of the images used from others
+_LONGEST = 120  # images of the procedural path; then it is walked back
+_STYLE = "handheld"  # half of the paths in training
+_FARTHEST_DEG, _FARTHEST = 10.0, 0.15  # largest requested turn, and move as a share of the scene's depth
+_KEPT_BYTES = 1 << 29
+
+
+class DemoSource:
+    """The camera's images as the demo knows them beforehand."""
+
+    kind = "plain"
+
+    def __init__(self, arguments: dict[str, str | int | float], stride: int, name: str):
+        """
+        Args:
+            arguments: parameters for camera_player.
+            stride: images from one that the model uses to the next.
+        """
+        self.arguments, self.stride, self.name = arguments, stride, name
+
+    @property
+    def has_poses(self) -> bool:
+        """Whether the true camera poses are known."""
+        return self.kind != "plain"
+
+    def reach(self, window: int) -> float:
+        """Largest length that views are moved by, in the unit of the goal's poses."""
+        return _FARTHEST  # metres_per_unit is set to 1: the unit is the scene's depth
+
+    def render(self, T_world_camera: np.ndarray, camera: Intrinsics) -> np.ndarray | None:
+        """Return true pictures (V, H, W, 3) uint8 at poses (V, 4, 4), or None where nobody knows them."""
+        return None
+
+    def depth(self, T_world_camera: np.ndarray) -> float | None:
+        """Return the scene scale at a pose (4, 4): metres for one unit of the model; None where nobody knows it."""
+        return None
+
+
+class PosedSource(DemoSource):
+    """Images with true poses, but no picture of what lies between them."""
+
+    kind = "posed"
+
+    def __init__(self, arguments, stride, name, T_world_camera: np.ndarray):
+        super().__init__(arguments, stride, name)
+        self._poses = T_world_camera
+
+    def reach(self, window: int) -> float:
+        """As far as the camera moves in a window (median)."""
+        span = min((window - 1) * self.stride, len(self._poses) - 1)
+        moved = (invert(self._poses[:-span]) @ self._poses[span:])[:, :3, 3]
+        return float(np.median(np.linalg.norm(moved, axis=1)))
+
+
+class ProceduralSource(DemoSource):
+    """camera_player's procedural scene, made here once more from the same seed: the truth of any view."""
+
+    kind = "procedural"
+
+    def __init__(self, seed: int, seconds: float):
+        frames = int(np.clip(seconds * _RATE, 20, _LONGEST))
+        arguments = {
+            "source": "procedural", "seed": seed, "frames": frames, "width": WIDTH, "height": HEIGHT,
+            "horizontal_fov": HORIZONTAL_FOV, "rate": _RATE, "style": _STYLE, "at_end": "bounce",
+        }  # fmt: skip
+        super().__init__(arguments, 2, f"procedural scene {seed}")
+        self._seed, self._frames = seed, frames
+
+    @cached_property
+    def _scene(self):
+        from rays_as_pixels_model.scenes import TextureBank, random_scene
+
+        return random_scene(self._seed, TextureBank.default(split="held_out"))
+
+    def reach(self, window: int) -> float:
+        """A share of the depth where the path comes closest to something."""
+        from rays_as_pixels_model.scenes import random_path
+
+        path = random_path(self._seed, self._scene, self._frames, style=_STYLE)
+        return _FARTHEST * min(self.depth(pose) for pose in path[:: max(1, self._frames // 6)])
+
+    def render(self, T_world_camera: np.ndarray, camera: Intrinsics) -> np.ndarray:
+        """Render the scene."""
+        from rays_as_pixels_model.scenes import render
+
+        return render(self._scene, T_world_camera, camera)[0]
+
+    def depth(self, T_world_camera: np.ndarray) -> float:
+        """Harmonic mean depth of the view at a pose, metres."""
+        from rays_as_pixels_model.scenes import render
+
+        small = Intrinsics.from_fov(HORIZONTAL_FOV, WIDTH // 4, HEIGHT // 4)
+        return float(1.0 / np.mean(1.0 / render(self._scene, T_world_camera[None], small)[1]))
+
+
+def open_source(path: str | None, seed: int, seconds: float, fov: float, window: int) -> DemoSource:
+    """Look at the input before any process is started.
+
+    Args:
+        path: None is the procedural scene; else what camera_player opens (a number is a webcam).
+        fov: horizontal field of view in degrees for files that state none.
+        window: frames of the model's window.
+
+    Raises:
+        MediaError: nothing there, not readable, or too short; one line.
+    """
+    if path is None:
+        return ProceduralSource(seed, seconds)
+    video = open_video(path)
+    stride = max(1, round(video.fps / _RATE))
+    count = video.frame_count
+    if count is not None and count < (window - 1) * stride + 1:
+        if count < window:
+            raise MediaError(f"{path}: has {count} images; a window of the model needs {window}")
+        stride = 1
+    place = Path(path)
+    arguments = {
+        "source": str(place.resolve()) if place.exists() else f"webcam:{path}", "horizontal_fov": fov,
+        "rate": 0.0, "at_end": "bounce" if _can_be_kept(video) else "loop",
+    }  # fmt: skip
+    if video.T_world_camera is not None:
+        return PosedSource(arguments, stride, video.name, video.T_world_camera)
+    return DemoSource(arguments, stride, video.name)
+
+
+def _can_be_kept(video: Video) -> bool:
+    return bool(video.frame_count) and video.frame_count * video.width * video.height * 3 <= _KEPT_BYTES
+
+
+@dataclass(frozen=True)
+class Request:
+    """One call of render_client: its arguments and, for `tum`, the poses (V, 4, 4) in the current camera's axes."""
+
+    arguments: tuple[str, ...]
+    T_camera_view: np.ndarray | None = None
+
+
+def requests(reach: float, views: int, seed: int) -> list[Request]:
+    """Plan the demo's requests: two sets of poses around the camera, each from near to far, and an orbit.
+
+    Args:
+        reach: length of the largest move.
+        views: in each request.
+    """
+    rng = np.random.default_rng([seed, 5])
+    planned = []
+    for _ in range(2):
+        share = np.linspace(0.3, 1.0, views)[:, None]
+        axis = rng.standard_normal((views, 3)) * [0.6, 1.0, 0.2]
+        move = rng.standard_normal((views, 3)) * [1.0, 0.6, 0.6]
+        turn = np.radians(_FARTHEST_DEG) * share * axis / np.linalg.norm(axis, axis=1, keepdims=True)
+        move = reach * share * move / np.linalg.norm(move, axis=1, keepdims=True)
+        planned.append(Request(("tum",), make_pose(so3_exp(turn), move)))
+    # The chord of the arc is as long as the largest move.
+    distance = reach / (2 * np.sin(np.radians(_FARTHEST_DEG) / 2))
+    arc = ("orbit", "--degrees", f"{_FARTHEST_DEG:g}", "--start-degrees", f"{_FARTHEST_DEG * 0.3:g}")
+    planned.append(Request((*arc, "--distance", f"{distance:.6g}", "--views", str(views))))
+    return planned
