@@ -24,7 +24,8 @@ HERE = Path(__file__).resolve().parent
 LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 OPTICAL, WORLD = "camera_optical", "world"
 CAMERA = Intrinsics.from_fov(70.0, 72, 48)
-WAIT = 20.0
+WAIT = 30.0
+START = 90.0  # seconds for a process to start on a busy machine
 
 
 @contextmanager
@@ -42,12 +43,23 @@ def module_domain(offset):
 class Process:
     """A node process with its log."""
 
-    def __init__(self, folder, node, *ros_args, script=HERE / "pixel_pipeline.py"):
+    def __init__(self, folder, node, *ros_args, command=(str(HERE / "pixel_pipeline.py"),)):
         self.log = folder / f"{node}_{time.monotonic_ns()}.log"
-        command = [sys.executable, "-u", str(script), node, "--ros-args", *ros_args]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        arguments = ["--ros-args", *ros_args] if ros_args else []
+        command = [sys.executable, "-u", *command, *node.split(), *arguments]
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        """Stop the process; without an error it must end well."""
+        code = self.stop()
+        if kind is None:
+            assert code == 0, self.text()
+            assert "Traceback" not in self.text(), self.text()
 
     def text(self):
         return self.log.read_text(errors="replace")
@@ -55,23 +67,33 @@ class Process:
     def alive(self):
         return self._process.poll() is None
 
-    def wait(self, seconds=WAIT):
-        return self._process.wait(seconds)
+    def until_active(self):
+        until(lambda: "active: listening" in self.text() or not self.alive(), "the node to be active", START)
+        assert self.alive(), self.text()
+
+    def wait(self):
+        """Wait for the process to end by itself; returns its exit code."""
+        try:
+            return self._process.wait(START)
+        finally:
+            self.stop()
 
     def stop(self):
+        """Ask the process to end (SIGTERM); returns its exit code."""
         if self.alive():
             self._process.terminate()
         try:
-            return self._process.wait(15)
+            return self._process.wait(30)
         except subprocess.TimeoutExpired:
             self._process.kill()
+            self._process.wait()
             raise
 
 
 class Peer:
     """A node in this process that plays the camera and listens."""
 
-    def __init__(self):
+    def __init__(self, camera=True):
         rclpy.init(args=[])
         self.node = rclpy.create_node("peer")
         self._executor = SingleThreadedExecutor()
@@ -79,9 +101,10 @@ class Peer:
         self._thread = threading.Thread(target=self._spin, daemon=True)
         self._stopping = False
         qos = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE)
-        self.image = self.node.create_publisher(Image, "image_raw", qos)
-        self.info = self.node.create_publisher(CameraInfo, "camera_info", qos)
-        self.tf = TransformBroadcaster(self.node)
+        if camera:
+            self.image = self.node.create_publisher(Image, "image_raw", qos)
+            self.info = self.node.create_publisher(CameraInfo, "camera_info", qos)
+            self.tf = TransformBroadcaster(self.node)
         self.got = {}
         self._thread.start()
 
@@ -140,6 +163,15 @@ def play(peer, numbers, period=0.06, truth=False):
         stamps[peer.show(number, truth=truth)] = number
         time.sleep(period)
     return stamps
+
+
+def show_until_refused(peer, process, changes, reason, **how):
+    """Show a bad frame, again and again (best-effort images may be lost), until the log holds the reason."""
+    end = time.monotonic() + WAIT
+    while reason not in process.text():
+        assert time.monotonic() < end, f"waited {WAIT:g} s for '{reason}' in the log:\n{process.text()}"
+        peer.show(3, **how, **changes)
+        time.sleep(0.2)
 
 
 def bad_image(**changes):
