@@ -14,6 +14,7 @@ from . import wire
 from .arguments import RosArguments
 from .graph import Graph
 from .logging import get_logger
+from .messages import user_data
 
 _logger = get_logger("embedded_ros")
 # rmw_cyclonedds' own limits break images into 1.3 kB datagrams; a lost one loses the image. A user's URI comes later
@@ -53,7 +54,7 @@ class Context:
         self.participant = None
         self.graph = None
         self.arguments = RosArguments()
-        self._guards = weakref.WeakSet()
+        self._guards, self._workers = weakref.WeakSet(), weakref.WeakSet()
         self._callbacks = []
         self.nodes = weakref.WeakSet()
 
@@ -71,7 +72,7 @@ class Context:
             _join(domain)
             self.domain_id = domain
             self.participant = wire.Participant(domain)
-            if domain not in _tested and not wire.self_test(self.participant):
+            if domain not in _tested and not wire.self_test(self.participant, user_data("std_msgs/msg/String")):
                 _logger.warning("this build of Cyclone DDS needs the slow calls: large images will be slow")
             _tested.add(domain)
             self.graph = Graph(self.participant)
@@ -89,6 +90,10 @@ class Context:
     def add_guard(self, guard):
         """Have `guard` triggered at shutdown."""
         self._guards.add(guard)
+
+    def add_workers(self, workers):
+        """Have the tasks that `workers` run end before the interpreter does."""
+        self._workers.add(workers)
 
     def on_shutdown(self, callback):
         """Call `callback` at shutdown."""
@@ -198,4 +203,6 @@ def _at_exit():
     """Leave the domain properly: without it others keep ghosts of our nodes until their lease ends."""
     for context in list(_contexts):
         context.interrupt()
+        for workers in list(context._workers):
+            workers.shutdown()
         context._close()

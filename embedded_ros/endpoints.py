@@ -7,7 +7,7 @@ import time
 
 from . import wire
 from .context import RCLError
-from .messages import deserialize, serialize, type_hash, warm
+from .messages import deserialize, serialize, user_data, warm
 from .qos import to_dds
 
 
@@ -34,12 +34,6 @@ class Entity:
     def take(self):
         """Return (function, arguments) to run, or None."""
         return None
-
-
-def user_data(type_name):
-    """Return the USER_DATA text of a topic endpoint: the type's hash."""
-    text = type_hash(type_name)
-    return f"typehash={text};" if text else ""
 
 
 class Publisher:

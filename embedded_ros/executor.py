@@ -10,11 +10,10 @@ import os
 import threading
 import time
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 
 from . import wire
 from .context import NotInitializedException, get_default_context
-from .task import Task
+from .task import Task, Workers
 
 _SLICE = 0.1  # seconds; a signal is not seen during a wait
 
@@ -270,8 +269,9 @@ class MultiThreadedExecutor(Executor):
 
     def __init__(self, num_threads=None, *, context=None):
         super().__init__(context=context)
-        self._pool = ThreadPoolExecutor(num_threads or max(2, len(os.sched_getaffinity(0))), "rclpy")
+        self._pool = Workers(num_threads or max(2, len(os.sched_getaffinity(0))))
         self._running = []
+        self._context.add_workers(self._pool)
 
     def spin_once(self, timeout_sec=None):
         """Wait for one callback and hand it to a thread; what an earlier one raised is raised here."""
@@ -295,5 +295,5 @@ class MultiThreadedExecutor(Executor):
     def shutdown(self, timeout_sec=None, *, wait_for_threads=True):
         """Stop spinning; waits for the callbacks that run."""
         done = super().shutdown(timeout_sec)
-        self._pool.shutdown(wait=wait_for_threads)
+        self._pool.shutdown(wait_for_threads)
         return done

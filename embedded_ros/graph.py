@@ -7,7 +7,7 @@ import time
 from cyclonedds.builtin import BuiltinDataReader, BuiltinTopicDcpsPublication, BuiltinTopicDcpsSubscription
 
 from . import wire
-from .messages import deserialize, message_class, serialize
+from .messages import deserialize, message_class, serialize, user_data
 from .qos import DurabilityPolicy, HistoryPolicy, QoSProfile, from_dds, to_dds
 
 _INFO = "rmw_dds_common/msg/ParticipantEntitiesInfo"
@@ -41,8 +41,9 @@ class Graph:
             history=HistoryPolicy.KEEP_ALL, depth=0, durability=DurabilityPolicy.TRANSIENT_LOCAL
         )  # fmt: skip
         self._info_type = message_class(_INFO)
-        self._writer = wire.RawWriter(participant, "ros_discovery_info", idl, to_dds(keep_one))
-        self._reader = wire.RawReader(participant, "ros_discovery_info", idl, to_dds(keep_all, writer=False))
+        data = user_data(_INFO)
+        self._writer = wire.RawWriter(participant, "ros_discovery_info", idl, to_dds(keep_one, data))
+        self._reader = wire.RawReader(participant, "ros_discovery_info", idl, to_dds(keep_all, data, writer=False))
         self._builtin = {
             True: BuiltinDataReader(participant.entity, BuiltinTopicDcpsPublication),
             False: BuiltinDataReader(participant.entity, BuiltinTopicDcpsSubscription),

@@ -11,6 +11,16 @@ from .definitions import definitions
 from .fields import Field
 
 _lock = RLock()
+# From the type descriptions of Jazzy, where rosbags (which takes char for another type) works out another hash.
+_HASHES = {
+    "rmw_dds_common/msg/Gid": "RIHS01_ab6f21cfbb0a6dbb837161e1110c2051a2850ed9f9c53944d7115d9bcebedf71",
+    "rmw_dds_common/msg/NodeEntitiesInfo": "RIHS01_8ffef65ee2d088c63b1e8fcd31e800ba9fc8dbe0ee15ca60d1676de5218087a7",
+    "rmw_dds_common/msg/ParticipantEntitiesInfo": (
+        "RIHS01_91a0593bacdcc50ea9bdcf849a938b128412cc1ea821245c663bcd26f83c295e"
+    ),
+    "service_msgs/msg/ServiceEventInfo": "RIHS01_41bcbbe07a75c9b52bc96bfd5c24d7f0fc0a08c0cb7921b3373c5732345a6f45",
+    "std_msgs/msg/Char": "RIHS01_3ad2d04dd29ba19d04b16659afa3ccaedd691914b02a64e82e252f2fa6a586a9",
+}
 _classes = {}
 
 
@@ -202,7 +212,12 @@ def deserialize(data, cls, prefix=0):
 
 
 def type_hash(full_name):
-    """Return RIHS01_... of a message type, or '' where rosbags cannot tell the real one."""
-    if full_name.startswith("rmw_dds_common/") or "ServiceEventInfo" in full_name or full_name == "std_msgs/msg/Char":
-        return ""
+    """Return RIHS01_... of a message type, as a real ROS 2 states it."""
+    if full_name in _HASHES:
+        return _HASHES[full_name]
     return definitions().store.hash_rihs01(full_name)
+
+
+def user_data(full_name):
+    """Return the USER_DATA text of a topic's endpoint: the hash of its type."""
+    return f"typehash={type_hash(full_name)};"

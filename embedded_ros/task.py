@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Futures, and tasks that run plain functions or coroutines."""
+"""Futures, tasks that run plain functions or coroutines, and threads that run tasks."""
 
 import inspect
+import queue
 import threading
 
 
@@ -104,3 +105,37 @@ class Task(Future):
                 awaited.add_done_callback(lambda _: self._resume(self))
             else:
                 self._resume(self)
+
+
+class Workers:
+    """Threads that run tasks.
+
+    Not a ThreadPoolExecutor: when SIGINT interrupts its first submits, the interpreter waits for ever at exit for a
+    thread that nobody told to end.
+    """
+
+    def __init__(self, limit):
+        self._limit, self._threads = limit, []
+        self._queue, self._idle = queue.SimpleQueue(), threading.Semaphore(0)
+
+    def submit(self, task):
+        """Run `task` in a thread that is idle, or in a new one up to the limit."""
+        self._queue.put(task)
+        if not self._idle.acquire(blocking=False) and len(self._threads) < self._limit:
+            thread = threading.Thread(target=self._work, name=f"rclpy-{len(self._threads)}", daemon=True)
+            self._threads.append(thread)
+            thread.start()
+
+    def _work(self):
+        while (task := self._queue.get()) is not None:
+            task()
+            del task
+            self._idle.release()
+        self._queue.put(None)  # for the next thread
+
+    def shutdown(self, wait=True):
+        """Let the threads end; waits for the tasks that run."""
+        self._queue.put(None)
+        for thread in self._threads if wait else ():
+            if thread.ident is not None and thread is not threading.current_thread():
+                thread.join()

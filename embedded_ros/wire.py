@@ -265,14 +265,15 @@ class WaitSet:
         _delete(self._handle)
 
 
-def self_test(participant):
+def self_test(participant, user_data):
     """Write and take one known message; falls back to cyclonedds-python's own calls, and says so if both fail.
 
-    The C calls are internals of the library: another build of it could differ.
+    The C calls are internals of the library: another build of it could differ. `user_data` is that of a String topic.
     """
-    idl = make_idl_struct("SelfTest_", "embedded_ros.msg.dds_.SelfTest_", {"data": types.sequence[types.uint8]})
-    qos = Qos(Policy.Reliability.Reliable(INFINITE), Policy.History.KeepLast(1), Policy.IgnoreLocal.Nothing)
-    sent = bytearray(b"\0\1\0\0" + (6).to_bytes(4, "little") + b"abcdef\0\0")
+    idl = idl_type("std_msgs/msg/String")
+    reliable, data = Policy.Reliability.Reliable(INFINITE), Policy.Userdata(user_data.encode())
+    qos = Qos(reliable, Policy.History.KeepLast(1), data)
+    sent = bytearray(b"\0\1\0\0" + (7).to_bytes(4, "little") + b"abcdef\0\0")
     errors = []
     for fallback in ([], [True]):
         through_python[:] = fallback
@@ -281,7 +282,7 @@ def self_test(participant):
         try:
             writer.write(sent)
             taken = reader.take()
-            if taken is not None and bytes(taken[0][:14]) == bytes(sent[:14]):
+            if taken is not None and bytes(taken[0][:15]) == bytes(sent[:15]):
                 return not fallback
             errors.append("nothing came back" if taken is None else f"{bytes(taken[0]).hex()} came back")
         except (WireError, OSError, ValueError) as error:

@@ -143,3 +143,18 @@ def test_own_interfaces_are_found_and_split():
     assert deserialize(serialize(request), type(request)).goal == goal
     with pytest.raises(ValueError, match="3 parts"):
         known.add_action("rays_as_pixels_interfaces/action/Broken", "int32 a\n---\nint32 b\n")
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_wire_self_test_passes_and_falls_back(ros_domain, monkeypatch, broken):
+    from embedded_ros import wire
+
+    monkeypatch.setattr(wire, "through_python", [])
+    if broken:
+        monkeypatch.setattr(wire, "_dds_takecdr", lambda *_: 0)
+    participant = wire.Participant(ros_domain)
+    try:
+        assert wire.self_test(participant, "") is not broken
+        assert bool(wire.through_python) is broken
+    finally:
+        participant.close()
