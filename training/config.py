@@ -26,7 +26,7 @@ class TrainConfig:
     clip: float = 1.0
     ema: float = 0.999
     cosine_weight: float = 0.5
-    tasks: tuple[float, float, float] = (0.5, 0.35, 0.15)
+    tasks: tuple[float, float, float] = (0.6, 0.28, 0.12)
     known_intrinsics: float = 0.8
     view_frames: int = 3
     max_stride: int = 3

@@ -66,6 +66,7 @@ class Trainer:
             raise ValueError(f'clips are {pool.config.height}x{pool.config.width}, but preset {config.preset!r} takes '
                              f'{wanted[0]}x{wanted[1]}')
         self.step, self.windows_seen, self.seconds = 0, 0, 0.0
+        self.usual_loss: dict[str, float] = {}
         fresh = not (self.out / STATE).exists()
         if fresh:
             fit_codec(self.model, pool)
@@ -75,6 +76,7 @@ class Trainer:
         if not fresh:
             facts = load_state(self.out / STATE, self.model, self.ema.model, self.optimizers)
             self.step, self.windows_seen, self.seconds = facts['step'], facts['windows_seen'], facts['seconds']
+            self.usual_loss = facts.get('usual_loss', {})
         self.autocast = bf16_pays(self.device)
         self._net: nn.Module | Callable = torch.compile(self.model.transformer) if compile_model else self.model.transformer
 
@@ -94,7 +96,11 @@ class Trainer:
             for group in optimizer.param_groups:
                 group['lr'] = self.config.learning_rate(self.step)
         loss = self.loss(batch)
-        loss.backward()
+        # The tasks' losses differ by a factor of ten; each is taken relative to its own recent size, or pose would
+        # hardly be heard among the gradients of the others.
+        usual = self.usual_loss.setdefault(batch.task, loss.item())
+        self.usual_loss[batch.task] = usual + 0.02 * (loss.item() - usual)
+        (loss / max(usual, 1e-6)).backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
         for optimizer in self.optimizers:
             optimizer.step()
@@ -107,7 +113,7 @@ class Trainer:
     def save(self) -> None:
         """Write the state to continue from."""
         facts = {'step': self.step, 'windows_seen': self.windows_seen, 'seconds': self.seconds,
-                 'config': self.config.to_dict()}
+                 'usual_loss': self.usual_loss, 'config': self.config.to_dict()}
         save_state(self.out / STATE, self.model, self.ema.model, self.optimizers, facts)
 
     def export(self, folder: Path, card: str) -> Path:
@@ -132,7 +138,7 @@ class Trainer:
                 recent[batch.task].append(loss)
                 self.seconds += time.perf_counter() - start
                 if self.step % log_every == 0:
-                    self._log(recent, on_log)
+                    self._log(recent, loss, on_log)
                 if self.step % save_every == 0:
                     self.save()
         except FloatingPointError:
@@ -147,9 +153,9 @@ class Trainer:
             self._slots = self.pool.ready()
         return self._slots
 
-    def _log(self, recent: dict[str, deque], on_log: Callable[[dict], None] | None) -> None:
+    def _log(self, recent: dict[str, deque], loss: float, on_log: Callable[[dict], None] | None) -> None:
         line = {'step': self.step, 'windows': self.windows_seen, 'seconds': round(self.seconds, 1),
-                'clips': len(self._slots), **{f'loss/{k}': round(float(np.mean(v)), 4) for k, v in recent.items() if v}}
+                'clips': len(self._slots), 'loss': loss, **{f'loss/{k}': round(float(np.mean(v)), 4) for k, v in recent.items() if v}}
         with open(self.out / 'log.jsonl', 'a') as file:
             file.write(json.dumps(line) + '\n')
         if on_log is not None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -34,7 +35,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument('--device', default='cpu')
     parser.add_argument('--compile', action='store_true', help='torch.compile (needs a C++ compiler on a CPU)')
     parser.add_argument('--tasks', help='shares of pose, views and joint steps, e.g. 0.5,0.35,0.15')
-    parser.add_argument('--save-every', type=int, default=500)
+    parser.add_argument('--save-every', type=int, default=500, help='steps between saves')
+    parser.add_argument('--log-every', type=int, default=50, help='steps between lines of OUT/log.jsonl')
     parser.add_argument('--minutes', type=float, help='stop (and save) after this long, though steps remain')
     parser.add_argument('--export', type=Path, help='write the averaged weights as a checkpoint folder at the end')
     defaults = TrainConfig()
@@ -78,6 +80,9 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     if pool.slots != config.slots:
         config = replace(config, slots=pool.slots)
+    # SIGTERM and SIGINT (which a background job of a shell ignores) both save the run before it ends.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.default_int_handler)
     workers = _start_workers(folder, args)
     try:
         _wait_for_clips(pool, config, args.workers, console)
@@ -94,7 +99,7 @@ def main(argv: list[str] | None = None) -> int:
                 rate = line['windows'] / max(line['seconds'], 1e-9)
                 progress.update(bar, completed=line['step'], loss=f'{losses}  {rate:.0f} windows/s')
 
-            trainer.run(save_every=args.save_every, on_log=show,
+            trainer.run(save_every=args.save_every, log_every=args.log_every, on_log=show,
                         stop=lambda: deadline is not None and time.monotonic() > deadline)
         if args.export:
             trainer.export(args.export, _card(trainer, args))

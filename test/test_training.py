@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training: the data is what it says, the loss is the paper's, a killed run continues as if it had not been."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from rays_as_pixels_model.config import preset
+from rays_as_pixels_model.geometry import Intrinsics, rotation_angle_deg
+from rays_as_pixels_model.raxels import read_cameras
+from rays_as_pixels_training.baselines import constant_velocity, rotation_warp
+from rays_as_pixels_training.config import TrainConfig
+from rays_as_pixels_training.data.procedural import ClipConfig, ClipPool, fill
+from rays_as_pixels_training.data.windows import cut_windows
+from rays_as_pixels_training.loss import velocity_loss
+from rays_as_pixels_training.metrics import pose_errors, psnr
+from rays_as_pixels_training.optimizer import Muon, orthogonalise
+from rays_as_pixels_training.tasks import draw_task
+
+
+@pytest.fixture(scope='module')
+def pool(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('pool')
+    threads = torch.get_num_threads()
+    fill(folder, slots=6, first_seed=0, stride=1, offset=0, textures=None, config=ClipConfig(), limit=6)
+    torch.set_num_threads(threads)
+    return ClipPool(folder)
+
+
+def test_the_loss_is_mse_plus_half_of_one_minus_cosine():
+    v, u = torch.zeros(1, 2, 2, 2, 3), torch.zeros(1, 2, 2, 2, 3)
+    v[..., 0], u[..., 1] = 1.0, 1.0                                # at right angles: MSE 2/3, cosine 0
+    moving = torch.tensor([[True, False]])
+    assert velocity_loss(v, u, moving, 2, 0.5).item() == pytest.approx(2 / 3 + 0.5)
+    assert velocity_loss(v, u, moving, 2, 0.0).item() == pytest.approx(2 / 3)
+    assert velocity_loss(u, u, moving, 2, 0.5).item() == pytest.approx(0, abs=1e-6)
+    v[:, 1] = 100.0                                                # a clean frame has no say
+    assert velocity_loss(v, u, moving, 2, 0.0).item() == pytest.approx(2 / 3)
+    assert velocity_loss(v, u, torch.zeros(1, 2, dtype=torch.bool), 2, 0.5).item() == 0
+
+
+def test_windows_have_their_reference_at_the_identity_and_raxels_that_say_so(pool):
+    rng = np.random.default_rng(0)
+    batch = cut_windows(pool, np.arange(6), rng, 5)
+    rows = torch.arange(6)
+    np.testing.assert_allclose(batch.T_reference_camera[rows, batch.reference], np.tile(np.eye(4), (6, 1, 1)), atol=1e-9)
+    raxels = batch.raxels()
+    assert raxels.shape == (6, 5, 32, 48, 3)
+    camera = Intrinsics(*(float(x) for x in batch.intrinsics[0]), 96, 64)
+    found = read_cameras(raxels[0].numpy(), camera).T_reference_camera
+    np.testing.assert_allclose(found, batch.T_reference_camera[0], atol=1e-4)
+    assert batch.frames.min() >= -1 and batch.frames.max() <= 1
+
+
+def test_a_mirrored_window_has_the_mirrored_camera(pool):
+    """Seek a seed that mirrors; then yaw and sideways motion have changed sign and nothing else has."""
+    plain = cut_windows(pool, np.arange(6), np.random.default_rng(3), 5, augment=False)
+    mirrored = cut_windows(pool, np.arange(6), np.random.default_rng(3), 5, augment=True)
+    a, b = plain.T_reference_camera.numpy(), mirrored.T_reference_camera.numpy()
+    flipped = [i for i in range(6) if not np.allclose(a[i], b[i])]
+    assert 0 < len(flipped) < 6
+    for i in flipped:
+        np.testing.assert_allclose(b[i, :, :3, 3], a[i, :, :3, 3] * [-1, 1, 1], atol=1e-9)
+        np.testing.assert_allclose(rotation_angle_deg(a[i, :, :3, :3]), rotation_angle_deg(b[i, :, :3, :3]), atol=1e-9)
+        assert mirrored.intrinsics[i, 2].item() == pytest.approx(96 - plain.intrinsics[i, 2].item(), abs=1e-4)
+
+
+@pytest.mark.parametrize('step', range(6))
+def test_every_task_leaves_something_to_denoise_and_something_given(pool, step):
+    batch = draw_task(pool, pool.ready(), TrainConfig(batch=8, slots=6), preset('micro'), step)
+    again = draw_task(pool, pool.ready(), TrainConfig(batch=8, slots=6), preset('micro'), step)
+    assert torch.equal(batch.windows.frames, again.windows.frames) and torch.equal(batch.t_r, again.t_r)
+    assert len(batch.t_z[0]) == len(batch.groups) and sum(batch.groups) == len(batch.t_r[0])
+    moving, clean = (batch.t_z < 1).any(1) | (batch.t_r < 1).any(1), (batch.t_z == 1).any(1)
+    assert moving.all() and clean.all()
+    if batch.task == 'pose':
+        assert (batch.t_z == 1).all()
+    if batch.task == 'views':
+        assert (batch.t_r == 1).all() and (batch.windows.reference == 0).all()
+
+
+def test_orthogonalised_updates_have_equal_singular_values():
+    x = torch.randn(3, 24, 64, generator=torch.Generator().manual_seed(0))
+    singular = torch.linalg.svdvals(orthogonalise(x))
+    assert singular.min() > 0.5 and singular.max() < 1.3
+    torch.testing.assert_close(orthogonalise(x.transpose(1, 2)), orthogonalise(x).transpose(1, 2), atol=1e-4, rtol=1e-3)
+
+
+def test_muon_solves_a_least_squares_problem():
+    generator = torch.Generator().manual_seed(0)
+    target, weight = torch.randn(8, 8, generator=generator), torch.nn.Parameter(torch.zeros(8, 8))
+    optimizer = Muon([weight], lr=0.05)
+    first = None
+    for _ in range(200):
+        loss = (weight - target).square().mean()
+        first = loss.item() if first is None else first
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert loss.item() < 0.02 * first
+
+
+def test_metrics_and_baselines_on_known_values():
+    truth = np.tile(np.eye(4), (2, 1, 1))
+    truth[:, 0, 3] = 1.0
+    estimate = truth.copy()
+    estimate[1, :2, :2] = [[0.0, -1], [1, 0]]
+    estimate[0, :3, 3] = [0, 2.0, 0]
+    errors = pose_errors(estimate, truth)
+    assert errors['rotation_error_deg_median'] == pytest.approx(45) and errors['RRA@5'] == 50
+    assert errors['translation_direction_error_deg_median'] == pytest.approx(45) and errors['RTA@30'] == 50
+    assert pose_errors(np.tile(np.eye(4), (2, 1, 1)), truth)['translation_direction_error_deg_median'] == 90
+    assert psnr(np.zeros((2, 2, 3), np.uint8), np.full((2, 2, 3), 255, np.uint8)) == pytest.approx(0)
+    np.testing.assert_allclose(constant_velocity(truth, 3)[0, :3, 3], [3, 0, 0])
+    camera = Intrinsics.from_fov(60, 96, 64)
+    picture = np.random.default_rng(0).integers(0, 255, (64, 96, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(rotation_warp(picture, camera, np.eye(3)), picture)
+
+
+def _run(out, pool, *more, **kwargs):
+    command = [sys.executable, '-m', 'rays_as_pixels_training.train', '--out', str(out), '--pool', str(pool),
+               '--workers', '0', '--min-clips', '6', '--batch', '2', '--steps', '10', *more]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **kwargs)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(500)
+def test_a_killed_run_continues_with_the_same_losses(tmp_path, pool):
+    folder = os.path.dirname(pool.frames.filename)
+    whole = _run(tmp_path / 'a', folder, '--save-every', '1', '--log-every', '1', '--export', str(tmp_path / 'ck'))
+    output, _ = whole.communicate(timeout=240)
+    assert whole.returncode == 0, output
+    assert (tmp_path / 'ck' / 'model.safetensors').exists() and 'textures' in (tmp_path / 'ck' / 'README.md').read_text().lower()
+
+    broken = _run(tmp_path / 'b', folder, '--save-every', '1', '--log-every', '1')
+    log = tmp_path / 'b' / 'log.jsonl'
+    deadline = time.monotonic() + 240
+    while not (log.exists() and len(log.read_text().splitlines()) >= 4):
+        assert time.monotonic() < deadline and broken.poll() is None, broken.communicate()[0]
+        time.sleep(0.02)
+    broken.send_signal(signal.SIGKILL)
+    broken.communicate()
+    rest = _run(tmp_path / 'b', folder, '--save-every', '1', '--log-every', '1')
+    output, _ = rest.communicate(timeout=240)
+    assert rest.returncode == 0, output
+
+    def losses(path):
+        """Loss of each step, the last word where a step was done twice."""
+        return {line['step']: line['loss'] for line in map(json.loads, path.read_text().splitlines())}
+
+    a, b = losses(tmp_path / 'a' / 'log.jsonl'), losses(log)
+    assert sorted(a) == sorted(b) == list(range(1, 11))
+    np.testing.assert_allclose([b[i] for i in sorted(b)], [a[i] for i in sorted(a)], rtol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(500)
+def test_a_term_signal_saves_and_says_how_to_continue(tmp_path, pool):
+    folder = os.path.dirname(pool.frames.filename)
+    run = _run(tmp_path / 'c', folder, '--steps', '100000', '--log-every', '1', '--save-every', '100000')
+    log = tmp_path / 'c' / 'log.jsonl'
+    deadline = time.monotonic() + 240
+    while not log.exists():
+        assert time.monotonic() < deadline and run.poll() is None, run.communicate()[0]
+        time.sleep(0.05)
+    run.terminate()
+    output, _ = run.communicate(timeout=60)
+    assert run.returncode == 130 and 'continues' in output and 'Traceback' not in output
+    assert (tmp_path / 'c' / 'last.safetensors').exists()
+
+
+@pytest.mark.parametrize('arguments, words', [
+    (['--steps', '0'], 'steps'), (['--preset', 'huge'], 'huge'), (['--tasks', '1,2'], 'three'), (['--tasks', 'a,b,c'], 'a,b,c')])
+def test_bad_arguments_end_with_2_and_one_line(tmp_path, pool, arguments, words, capsys):
+    from rays_as_pixels_training.train import main
+
+    assert main(['--out', str(tmp_path / 'x'), '--pool', os.path.dirname(pool.frames.filename), *arguments]) == 2
+    err = capsys.readouterr().err
+    assert words in err and len(err.strip().splitlines()) == 1
