@@ -127,7 +127,7 @@ def test_a_tum_file_in_the_world(running, tmp_path):
 
 @pytest.mark.parametrize("arguments, reason", [
     (["orbit", "--views", 0], "0 views asked for"),
-    (["tum", "--tum", "/nowhere.txt"], "/nowhere.txt: not readable"),
+    (["tum", "--tum", "/nowhere.txt"], "/nowhere.txt: No such file or directory"),
     (["dolly", "--views", 65], "refused: 65 poses asked for; max_views is 64"),
     (["dolly", "--action", "nobody/render_views", "--timeout", 3], "no action server at 'nobody/render_views'"),
 ])  # fmt: skip
