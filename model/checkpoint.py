@@ -3,6 +3,7 @@
 
 Nothing is ever unpickled. A folder is written under a temporary name and renamed when whole.
 """
+
 from __future__ import annotations
 
 import json
@@ -19,7 +20,7 @@ from .config import ConfigError, ModelConfig
 from .joint import RaysAsPixels
 
 FORMAT = 1
-_WEIGHTS = 'model.safetensors'
+_WEIGHTS = "model.safetensors"
 
 
 class CheckpointError(ValueError):
@@ -28,21 +29,21 @@ class CheckpointError(ValueError):
 
 def default_checkpoint() -> Path:
     """Return the folder of the checkpoint that ships with the package."""
-    return Path(str(resources.files(__package__) / 'weights' / 'default'))
+    return Path(str(resources.files(__package__) / "weights" / "default"))
 
 
 def save_checkpoint(folder: Path | str, model: RaysAsPixels, card: str, training: dict | None = None) -> Path:
     """Write a checkpoint folder; an existing one is replaced only when the new one is whole."""
     folder = Path(folder)
-    temporary = folder.with_name(folder.name + '.tmp')
+    temporary = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     save_file(state, temporary / _WEIGHTS)
-    about = {'format': FORMAT, 'model': model.config.to_dict(), 'training': training or {}}
-    (temporary / 'config.json').write_text(json.dumps(about, indent=1) + '\n')
-    (temporary / 'README.md').write_text(card)
-    old = folder.with_name(folder.name + '.old')
+    about = {"format": FORMAT, "model": model.config.to_dict(), "training": training or {}}
+    (temporary / "config.json").write_text(json.dumps(about, indent=1) + "\n")
+    (temporary / "README.md").write_text(card)
+    old = folder.with_name(folder.name + ".old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         os.replace(folder, old)
@@ -55,22 +56,25 @@ def read_config(folder: Path | str | None) -> tuple[Path, ModelConfig, dict]:
     """Return (folder, model config, training facts) of a checkpoint without its weights."""
     folder = default_checkpoint() if folder is None else Path(folder)
     if not folder.is_dir():
-        what = 'is a file' if folder.is_file() else 'does not exist'
-        raise CheckpointError(f'checkpoint {folder} {what}; give a folder that holds config.json and {_WEIGHTS}')
-    about = folder / 'config.json'
+        what = "is a file" if folder.is_file() else "does not exist"
+        raise CheckpointError(f"checkpoint {folder} {what}; give a folder that holds config.json and {_WEIGHTS}")
+    about = folder / "config.json"
     if not about.is_file():
-        raise CheckpointError(f'checkpoint {folder} has no config.json; give a folder that holds config.json and {_WEIGHTS}')
+        raise CheckpointError(
+            f"checkpoint {folder} has no config.json; give a folder that holds config.json and {_WEIGHTS}"
+        )
     try:
         data = json.loads(about.read_text())
-        if data.get('format') != FORMAT:
-            raise CheckpointError(f'checkpoint {folder} has format {data.get("format")!r}; this version reads {FORMAT}')
-        return folder, ModelConfig.from_dict(data['model']), data.get('training', {})
+        if data.get("format") != FORMAT:
+            raise CheckpointError(f"checkpoint {folder} has format {data.get('format')!r}; this version reads {FORMAT}")
+        return folder, ModelConfig.from_dict(data["model"]), data.get("training", {})
     except (json.JSONDecodeError, UnicodeDecodeError, ConfigError, KeyError, AttributeError, TypeError) as error:
-        raise CheckpointError(f'{about} is not a checkpoint config: {error}') from None
+        raise CheckpointError(f"{about} is not a checkpoint config: {error}") from None
 
 
-def load_checkpoint(folder: Path | str | None = None, preset: str | None = None,
-                    device: str | torch.device = 'cpu') -> RaysAsPixels:
+def load_checkpoint(
+    folder: Path | str | None = None, preset: str | None = None, device: str | torch.device = "cpu"
+) -> RaysAsPixels:
     """Load a checkpoint (None: the shipped default) on a device, in evaluation mode.
 
     Args:
@@ -81,29 +85,34 @@ def load_checkpoint(folder: Path | str | None = None, preset: str | None = None,
     """
     folder, config, _ = read_config(folder)
     if preset is not None and config.preset != preset:
-        raise CheckpointError(f'checkpoint {folder} is of preset {config.preset!r}, but {preset!r} was asked for')
+        raise CheckpointError(f"checkpoint {folder} is of preset {config.preset!r}, but {preset!r} was asked for")
     weights = folder / _WEIGHTS
     if not weights.is_file():
-        raise CheckpointError(f'checkpoint {folder} has no {_WEIGHTS} (pickled .pt and .bin files are never read)')
-    with open(weights, 'rb') as file:
+        raise CheckpointError(f"checkpoint {folder} has no {_WEIGHTS} (pickled .pt and .bin files are never read)")
+    with open(weights, "rb") as file:
         head = file.read(2)
-    if head in (b'PK', b'\x80\x02', b'\x80\x04', b'\x80\x05'):
-        raise CheckpointError(f'{weights} is a pickle, which can run code and is never read; save it as safetensors')
+    if head in (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05"):
+        raise CheckpointError(f"{weights} is a pickle, which can run code and is never read; save it as safetensors")
     try:
         state = load_file(weights)
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f'{weights} is truncated or no safetensors file ({error}); copy it again') from None
+        raise CheckpointError(f"{weights} is truncated or no safetensors file ({error}); copy it again") from None
     model = RaysAsPixels(config)
     expected = model.state_dict()
-    wrong = [f'{k} {tuple(state[k].shape)} instead of {tuple(v.shape)}' for k, v in expected.items()
-             if k in state and state[k].shape != v.shape]
+    wrong = [
+        f"{k} {tuple(state[k].shape)} instead of {tuple(v.shape)}"
+        for k, v in expected.items()
+        if k in state and state[k].shape != v.shape
+    ]
     missing, unknown = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
     if wrong or missing or unknown:
-        detail = (wrong + [f'missing {k}' for k in missing] + [f'unknown {k}' for k in unknown])[0]
-        raise CheckpointError(f'{weights} does not fit preset {config.preset!r} of its config.json: '
-                              f'{len(wrong) + len(missing) + len(unknown)} tensors differ, the first: {detail}')
+        detail = (wrong + [f"missing {k}" for k in missing] + [f"unknown {k}" for k in unknown])[0]
+        raise CheckpointError(
+            f"{weights} does not fit preset {config.preset!r} of its config.json: "
+            f"{len(wrong) + len(missing) + len(unknown)} tensors differ, the first: {detail}"
+        )
     bad = [k for k, v in state.items() if not torch.isfinite(v).all()]
     if bad:
-        raise CheckpointError(f'{weights} holds values that are not finite, first in {bad[0]}; copy it again')
+        raise CheckpointError(f"{weights} holds values that are not finite, first in {bad[0]}; copy it again")
     model.load_state_dict(state)
     return model.to(device).eval()

@@ -28,13 +28,13 @@ class LinearCodec(nn.Module):
         super().__init__()
         self.config = config
         pixels = config.cell**2 * 3
-        self.register_buffer('image_basis', torch.eye(pixels)[:config.channels].clone())                    # (C, 192)
-        self.register_buffer('video_basis', torch.eye(pixels * config.group)[:config.channels].clone())     # (C, 768)
+        self.register_buffer("image_basis", torch.eye(pixels)[:config.channels].clone())                    # (C, 192)
+        self.register_buffer("video_basis", torch.eye(pixels * config.group)[:config.channels].clone())     # (C, 768)
 
     def encode(self, frames: Tensor, groups: tuple[int, ...]) -> Tensor:
         """Encode (B, T, H, W, 3) floats to latents (B, L, h, w, C)."""
         if sum(groups) != frames.shape[1]:
-            raise ValueError(f'groups {groups} hold {sum(groups)} frames, but {frames.shape[1]} were given')
+            raise ValueError(f"groups {groups} hold {sum(groups)} frames, but {frames.shape[1]} were given")
         if len(set(groups)) == 1:
             return self._blocks(frames, groups[0]) @ self._basis(groups[0]).T                    # (B, L, h, w, C)
         parts, start = [], 0
@@ -47,11 +47,11 @@ class LinearCodec(nn.Module):
     def decode(self, latents: Tensor, groups: tuple[int, ...]) -> Tensor:
         """Decode latents (B, L, h, w, C) to (B, T, H, W, 3) floats (not clamped)."""
         if len(groups) != latents.shape[1]:
-            raise ValueError(f'groups {groups} do not fit {latents.shape[1]} latent frames')
+            raise ValueError(f"groups {groups} do not fit {latents.shape[1]} latent frames")
         parts, start = [], 0
         for size, count in _runs(groups):
             blocks = latents[:, start:start + count] @ self._basis(size)                         # (B, l, h, w, 192 n)
-            parts.append(rearrange(blocks, 'b l h w (n p q c) -> b (l n) (h p) (w q) c',
+            parts.append(rearrange(blocks, "b l h w (n p q c) -> b (l n) (h p) (w q) c",
                                    n=size, p=self.config.cell, q=self.config.cell))
             start += count
         return torch.cat(parts, dim=1)
@@ -61,7 +61,7 @@ class LinearCodec(nn.Module):
 
     def _blocks(self, frames: Tensor, group: int) -> Tensor:
         cell = self.config.cell
-        return rearrange(frames, 'b (l n) (h p) (w q) c -> b l h w (n p q c)', n=group, p=cell, q=cell)
+        return rearrange(frames, "b (l n) (h p) (w q) c -> b l h w (n p q c)", n=group, p=cell, q=cell)
 
 
 def _runs(groups: tuple[int, ...]) -> list[tuple[int, int]]:
@@ -79,12 +79,12 @@ def polynomial_basis(cell: int, group: int, degree: int) -> Tensor:
     """Orthonormal polynomials of (time, y, x) up to a total degree, one set per colour: (3 K, group cell cell 3)."""
     axes = [torch.linspace(-1, 1, n, dtype=torch.float64) if n > 1 else torch.zeros(1, dtype=torch.float64)
             for n in (group, cell, cell)]
-    t, y, x = torch.meshgrid(*axes, indexing='ij')
+    t, y, x = torch.meshgrid(*axes, indexing="ij")
     powers = [(a, b, c) for a in range(degree + 1 if group > 1 else 1) for b in range(degree + 1)
               for c in range(degree + 1) if a + b + c <= degree]
     scalar = torch.stack([(t**a * y**b * x**c).flatten() for a, b, c in powers], dim=1)
     q, _ = torch.linalg.qr(scalar)                                                               # (n p q, K)
-    return torch.einsum('pk,cd->kcpd', q, torch.eye(3, dtype=torch.float64)).reshape(3 * q.shape[1], -1)
+    return torch.einsum("pk,cd->kcpd", q, torch.eye(3, dtype=torch.float64)).reshape(3 * q.shape[1], -1)
 
 
 def fit_basis(blocks: Tensor, cell: int, group: int, channels: int, degree: int) -> Tensor:
@@ -100,7 +100,7 @@ def fit_basis(blocks: Tensor, cell: int, group: int, channels: int, degree: int)
     """
     fixed = polynomial_basis(cell, group, degree)
     if channels < len(fixed):
-        raise ValueError(f'{channels} channels cannot hold the {len(fixed)} polynomials of degree {degree}')
+        raise ValueError(f"{channels} channels cannot hold the {len(fixed)} polynomials of degree {degree}")
     rest = blocks.double()
     rest = rest - rest @ fixed.T @ fixed
     _, vectors = torch.linalg.eigh(rest.T @ rest / len(rest))
@@ -114,34 +114,34 @@ class LatentNormaliser(nn.Module):
     """The linear, invertible map between codec latents and what the transformer denoises.
 
     Video latents: per channel, shift and a scale of std^-`power` (power 0.5: the noise still reaches the large, smooth
-    channels last, and detail does not rule the loss). Ray latents: a per-cell mean camera is removed, then each frame is
-    split into its mean over the cells (mostly the camera centre) and the deviations from it (rotation and focal length),
+    channels last, and detail does not rule the loss). Ray latents: a per-cell mean camera is removed, then each frame
+    is split into its mean over the cells (mostly the camera centre) and the deviations from it (rotation, focal length),
     each scaled to unit variance per channel, with a floor. Without the split rotation drowns in noise: docs/codec.md.
     """
 
     def __init__(self, channels: int, ray_cells: tuple[int, int]) -> None:
         super().__init__()
-        for name, shape in {'image_shift': (channels,), 'video_shift': (channels,),
-                            'ray_shift': (*ray_cells, channels)}.items():
+        for name, shape in {"image_shift": (channels,), "video_shift": (channels,),
+                            "ray_shift": (*ray_cells, channels)}.items():
             self.register_buffer(name, torch.zeros(shape))
-        for name in ('image_scale', 'video_scale', 'ray_mean_scale', 'ray_deviation_scale'):
+        for name in ("image_scale", "video_scale", "ray_mean_scale", "ray_deviation_scale"):
             self.register_buffer(name, torch.ones(channels))
 
     @torch.no_grad()
     def fit(self, image: Tensor, video: Tensor, rays: Tensor, power: float = 0.5, floor: float = 0.05) -> None:
         """Set the statistics from latents image, video (n, h, w, C) and rays (n, h, w, C)."""
-        for name, latents in (('image', image), ('video', video)):
+        for name, latents in (("image", image), ("video", video)):
             flat = latents.flatten(0, -2)
             std = flat.std(0)
             scale = std.clamp(min=1e-4 * std.max()) ** -power
             scale = scale / (flat.std(0) * scale).square().mean().sqrt()      # unit variance over all channels together
-            getattr(self, f'{name}_shift').copy_(flat.mean(0))
-            getattr(self, f'{name}_scale').copy_(scale)
+            getattr(self, f"{name}_shift").copy_(flat.mean(0))
+            getattr(self, f"{name}_scale").copy_(scale)
         self.ray_shift.copy_(rays.mean(0))
         centred = rays - self.ray_shift
         mean = centred.mean((1, 2))
         deviation = centred - mean[:, None, None]
-        for name, part in (('ray_mean_scale', mean), ('ray_deviation_scale', deviation.flatten(0, -2))):
+        for name, part in (("ray_mean_scale", mean), ("ray_deviation_scale", deviation.flatten(0, -2))):
             std = part.square().mean(0).sqrt()
             getattr(self, name).copy_(1.0 / std.clamp(min=floor * std.max()))
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Model configuration and the table of presets. A new size is one entry in `PRESETS`."""
+
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
@@ -27,12 +28,12 @@ class TransformerConfig:
     heads: int = 4
     ffn_width: int = 256
     patch: int = 2
-    prediction: str = 'data'
+    prediction: str = "data"
 
     def __post_init__(self) -> None:
         if self.width % self.heads or (self.width // self.heads) % 2:
-            raise ConfigError(f'width {self.width} must split into {self.heads} heads of even size')
-        if self.prediction not in ('data', 'velocity'):
+            raise ConfigError(f"width {self.width} must split into {self.heads} heads of even size")
+        if self.prediction not in ("data", "velocity"):
             raise ConfigError(f"prediction must be 'data' or 'velocity', got {self.prediction!r}")
 
 
@@ -55,9 +56,9 @@ class ModelConfig:
     def __post_init__(self) -> None:
         step = 2 * self.codec.cell * self.transformer.patch
         if self.height % step or self.width % step:
-            raise ConfigError(f'height and width must be multiples of {step}, got {self.height}x{self.width}')
+            raise ConfigError(f"height and width must be multiples of {step}, got {self.height}x{self.width}")
         if (self.frames - 1) % self.codec.group:
-            raise ConfigError(f'frames must be 1 + {self.codec.group} k, got {self.frames}')
+            raise ConfigError(f"frames must be 1 + {self.codec.group} k, got {self.frames}")
 
     @property
     def groups(self) -> tuple[int, ...]:
@@ -72,34 +73,46 @@ class ModelConfig:
     def from_dict(cls, data: dict) -> ModelConfig:
         """Build from `to_dict`'s form; raises ConfigError naming an unknown or missing field."""
         if not isinstance(data, dict):
-            raise ConfigError(f'model config must be a JSON object, got {type(data).__name__}')
-        parts = {'codec': CodecConfig, 'transformer': TransformerConfig}
-        return _build(cls, {k: _build(parts[k], v, k) if k in parts else v for k, v in data.items()}, 'model config')
+            raise ConfigError(f"model config must be a JSON object, got {type(data).__name__}")
+        parts = {"codec": CodecConfig, "transformer": TransformerConfig}
+        return _build(cls, {k: _build(parts[k], v, k) if k in parts else v for k, v in data.items()}, "model config")
 
 
 def _build(cls: type, data: dict, where: str):
     names = {f.name for f in fields(cls)}
     if not isinstance(data, dict) or set(data) - names:
         unknown = sorted(set(data) - names) if isinstance(data, dict) else data
-        raise ConfigError(f'{where} has unknown fields {unknown}; known are {sorted(names)}')
+        raise ConfigError(f"{where} has unknown fields {unknown}; known are {sorted(names)}")
     try:
         return cls(**data)
     except TypeError as error:
-        raise ConfigError(f'{where}: {error}') from None
+        raise ConfigError(f"{where}: {error}") from None
 
 
 PRESETS: dict[str, ModelConfig] = {
     # 78 tokens a window (48 video, 30 ray): sized for training on two CPU cores, docs/training_log.md
-    'micro': ModelConfig('micro', frames=5, height=64, width=96, codec=CodecConfig(channels=48),
-                         transformer=TransformerConfig(width=128, depth=4, heads=4, ffn_width=256)),
+    "micro": ModelConfig(
+        "micro",
+        frames=5,
+        height=64,
+        width=96,
+        codec=CodecConfig(channels=48),
+        transformer=TransformerConfig(width=128, depth=4, heads=4, ffn_width=256),
+    ),
     # 1,776 tokens a window (960 video, 816 ray): for a GPU
-    'tiny': ModelConfig('tiny', frames=17, height=96, width=128, codec=CodecConfig(channels=48),
-                        transformer=TransformerConfig(width=256, depth=8, heads=4, ffn_width=768, patch=1)),
+    "tiny": ModelConfig(
+        "tiny",
+        frames=17,
+        height=96,
+        width=128,
+        codec=CodecConfig(channels=48),
+        transformer=TransformerConfig(width=256, depth=8, heads=4, ffn_width=768, patch=1),
+    ),
 }
 
 
 def preset(name: str) -> ModelConfig:
     """Return a preset by name; raises ConfigError that lists the names."""
     if name not in PRESETS:
-        raise ConfigError(f'preset {name!r} is not known, use one of {", ".join(PRESETS)}')
+        raise ConfigError(f"preset {name!r} is not known, use one of {', '.join(PRESETS)}")
     return PRESETS[name]

@@ -33,10 +33,10 @@ class Intrinsics:
     def __post_init__(self) -> None:
         values = (self.fx, self.fy, self.cx, self.cy)
         if not np.all(np.isfinite(values)) or self.fx <= 0 or self.fy <= 0:
-            raise GeometryError(f'focal lengths must be positive and finite, got fx={self.fx} fy={self.fy} '
-                                f'cx={self.cx} cy={self.cy}')
+            raise GeometryError(f"focal lengths must be positive and finite, got fx={self.fx} fy={self.fy} "
+                                f"cx={self.cx} cy={self.cy}")
         if self.width <= 0 or self.height <= 0:
-            raise GeometryError(f'image size must be positive, got {self.width}x{self.height}')
+            raise GeometryError(f"image size must be positive, got {self.width}x{self.height}")
 
     @classmethod
     def from_opencv(cls, fx: float, fy: float, cx: float, cy: float, width: int, height: int) -> Intrinsics:
@@ -47,7 +47,7 @@ class Intrinsics:
     def from_fov(cls, horizontal_fov_deg: float, width: int, height: int) -> Intrinsics:
         """Make a camera with square pixels and a centred principal point."""
         if not 0.0 < horizontal_fov_deg < 180.0:
-            raise GeometryError(f'horizontal field of view must be in (0, 180) degrees, got {horizontal_fov_deg}')
+            raise GeometryError(f"horizontal field of view must be in (0, 180) degrees, got {horizontal_fov_deg}")
         f = 0.5 * width / np.tan(np.radians(horizontal_fov_deg) / 2)
         return cls(f, f, width / 2, height / 2, width, height)
 
@@ -96,7 +96,7 @@ def invert(transform: np.ndarray) -> np.ndarray:
     rotation_t = np.swapaxes(transform[..., :3, :3], -1, -2)
     out = np.zeros_like(transform)
     out[..., :3, :3] = rotation_t
-    out[..., :3, 3] = -np.einsum('...ij,...j->...i', rotation_t, transform[..., :3, 3])
+    out[..., :3, 3] = -np.einsum("...ij,...j->...i", rotation_t, transform[..., :3, 3])
     out[..., 3, 3] = 1.0
     return out
 
@@ -129,7 +129,7 @@ def rotation_angle_deg(rotation: np.ndarray) -> np.ndarray:
 
 
 def direction_angle_deg(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Angle between vectors (..., 3), degrees in [0, 180]; 90 where one of them is zero (no direction is no knowledge)."""
+    """Angle between vectors (..., 3), degrees in [0, 180]; 90 where one of them is zero."""
     cross = np.linalg.norm(np.cross(a, b), axis=-1)
     dot = np.sum(a * b, axis=-1)
     return np.degrees(np.where((cross == 0) & (dot == 0), np.pi / 2, np.arctan2(cross, dot)))
@@ -143,10 +143,10 @@ def pose_from_quaternion(translation: np.ndarray, xyzw: np.ndarray) -> np.ndarra
     """
     t, q = np.asarray(translation, dtype=np.float64), np.asarray(xyzw, dtype=np.float64)
     if not (np.all(np.isfinite(t)) and np.all(np.isfinite(q))):
-        raise GeometryError(f'pose has a value that is not finite: translation {t.tolist()}, quaternion {q.tolist()}')
+        raise GeometryError(f"pose has a value that is not finite: translation {t.tolist()}, quaternion {q.tolist()}")
     norm = np.linalg.norm(q, axis=-1)
     if np.any(np.abs(norm - 1) > 0.01):
-        raise GeometryError(f'quaternion (x, y, z, w) must have norm 1, got norm {np.ravel(norm)[0]:.4g}: {q.tolist()}')
+        raise GeometryError(f"quaternion (x, y, z, w) must have norm 1, got norm {np.ravel(norm)[0]:.4g}: {q.tolist()}")
     rotation = Rotation.from_quat(q.reshape(-1, 4)).as_matrix().reshape(*q.shape[:-1], 3, 3)
     return make_pose(rotation, t)
 
@@ -157,17 +157,17 @@ def quaternion_from_matrix(rotation: np.ndarray) -> np.ndarray:
     return Rotation.from_matrix(r.reshape(-1, 3, 3)).as_quat(canonical=True).reshape(*r.shape[:-2], 4)
 
 
-def check_pose(pose: np.ndarray, name: str = 'pose') -> np.ndarray:
+def check_pose(pose: np.ndarray, name: str = "pose") -> np.ndarray:
     """Return the pose(s) (..., 4, 4) as float64, or raise GeometryError if one is not a rigid transform."""
     p = np.asarray(pose, dtype=np.float64)
     if p.shape[-2:] != (4, 4):
-        raise GeometryError(f'{name} must have shape (..., 4, 4), got {p.shape}')
+        raise GeometryError(f"{name} must have shape (..., 4, 4), got {p.shape}")
     if not np.all(np.isfinite(p)):
-        raise GeometryError(f'{name} has a value that is not finite')
+        raise GeometryError(f"{name} has a value that is not finite")
     r = p[..., :3, :3]
     error = np.abs(np.swapaxes(r, -1, -2) @ r - np.eye(3)).max() if r.size else 0.0
     if error > 1e-3 or np.any(np.linalg.det(r) < 0):
-        raise GeometryError(f'{name} has no rotation matrix in its upper left 3x3: R^T R is off the identity by {error:.3g}')
+        raise GeometryError(f"{name} has no rotation matrix in its upper left 3x3: R^T R is off identity by {error:.3g}")
     return p
 
 
@@ -184,7 +184,7 @@ def align_sim3(source: np.ndarray, target: np.ndarray, with_scale: bool = True) 
     """
     source, target = np.asarray(source, float), np.asarray(target, float)
     if source.shape != target.shape or source.ndim != 2 or source.shape[1] != 3 or len(source) == 0:
-        raise GeometryError(f'align_sim3 needs two (N, 3) arrays of one length, got {source.shape} and {target.shape}')
+        raise GeometryError(f"align_sim3 needs two (N, 3) arrays of one length, got {source.shape} and {target.shape}")
     mean_s, mean_t = source.mean(0), target.mean(0)
     xs, xt = source - mean_s, target - mean_t
     u, d, vt = np.linalg.svd(xt.T @ xs / len(source))
@@ -224,11 +224,11 @@ def fit_frames(frames: np.ndarray, intrinsics: Intrinsics | None, width: int, he
         GeometryError: frames of another shape or type, or intrinsics of another size.
     """
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or 0 in frames.shape:
-        raise GeometryError(f'frames must be (T, H, W, 3) uint8 and not empty, got {frames.shape} {frames.dtype}')
+        raise GeometryError(f"frames must be (T, H, W, 3) uint8 and not empty, got {frames.shape} {frames.dtype}")
     full_h, full_w = frames.shape[1:3]
     if intrinsics is not None and (intrinsics.width, intrinsics.height) != (full_w, full_h):
-        raise GeometryError(f'intrinsics are for {intrinsics.width}x{intrinsics.height} images, '
-                            f'but the frames are {full_w}x{full_h}')
+        raise GeometryError(f"intrinsics are for {intrinsics.width}x{intrinsics.height} images, "
+                            f"but the frames are {full_w}x{full_h}")
     left, top, w, h = centre_crop_box(full_w, full_h, width, height)
     fitted = intrinsics.cropped(left, top, w, h).resized(width, height) if intrinsics is not None else None
     crop = frames[:, top:top + h, left:left + w]
@@ -245,20 +245,20 @@ class Distortion:
     `model` is 'plumb_bob', 'rational_polynomial', 'equidistant' or '' (none); `coefficients` is CameraInfo.d.
     """
 
-    model: str = ''
+    model: str = ""
     coefficients: tuple[float, ...] = ()
 
-    _COUNTS = {'': (0,), 'plumb_bob': (0, 4, 5), 'rational_polynomial': (0, 8, 12, 14), 'equidistant': (0, 4)}
+    _COUNTS = {"": (0,), "plumb_bob": (0, 4, 5), "rational_polynomial": (0, 8, 12, 14), "equidistant": (0, 4)}
 
     def __post_init__(self) -> None:
         if self.model not in self._COUNTS:
-            known = ', '.join(repr(m) for m in self._COUNTS)
-            raise GeometryError(f'distortion model {self.model!r} is not known, use one of {known}')
+            known = ", ".join(repr(m) for m in self._COUNTS)
+            raise GeometryError(f"distortion model {self.model!r} is not known, use one of {known}")
         if len(self.coefficients) not in self._COUNTS[self.model] and any(self.coefficients):
-            raise GeometryError(f'distortion model {self.model!r} takes {self._COUNTS[self.model]} coefficients, '
-                                f'got {len(self.coefficients)}')
+            raise GeometryError(f"distortion model {self.model!r} takes {self._COUNTS[self.model]} coefficients, "
+                                f"got {len(self.coefficients)}")
         if not np.all(np.isfinite(self.coefficients)):
-            raise GeometryError(f'distortion coefficients must be finite, got {self.coefficients}')
+            raise GeometryError(f"distortion coefficients must be finite, got {self.coefficients}")
 
     @property
     def is_none(self) -> bool:
@@ -271,6 +271,6 @@ class Distortion:
         k = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1.0]])
         d = np.asarray(self.coefficients, dtype=np.float64)
         size = (intrinsics.width, intrinsics.height)
-        if self.model == 'equidistant':
+        if self.model == "equidistant":
             return cv2.fisheye.initUndistortRectifyMap(k, d, np.eye(3), k, size, cv2.CV_16SC2)
         return cv2.initUndistortRectifyMap(k, d, np.eye(3), k, size, cv2.CV_16SC2)

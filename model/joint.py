@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Codec, latent normalisation and transformer in one module: what a checkpoint holds and what training updates."""
+
 from __future__ import annotations
 
 import torch
@@ -21,8 +22,9 @@ class RaysAsPixels(nn.Module):
         self.config = config
         cell = config.codec.cell
         self.codec = LinearCodec(config.codec)
-        self.normaliser = LatentNormaliser(config.codec.channels,
-                                           (config.height // 2 // cell, config.width // 2 // cell))
+        self.normaliser = LatentNormaliser(
+            config.codec.channels, (config.height // 2 // cell, config.width // 2 // cell)
+        )
         self.transformer = JointTransformer(config)
 
     @torch.no_grad()
@@ -45,8 +47,9 @@ class RaysAsPixels(nn.Module):
         """Invert `encode_rays`: (B, T, H/2, W/2, 3)."""
         return self.codec.decode(self.normaliser.rays_out(r), (1,) * r.shape[1])
 
-    def forward(self, z: Tensor, r: Tensor, t_z: Tensor, t_r: Tensor, reference: Tensor, groups: tuple[int, ...]
-                ) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, z: Tensor, r: Tensor, t_z: Tensor, t_r: Tensor, reference: Tensor, groups: tuple[int, ...]
+    ) -> tuple[Tensor, Tensor]:
         """Velocities of z and r; see `JointTransformer.forward`."""
         return self.transformer(z, r, t_z, t_r, reference, groups)
 

@@ -18,7 +18,7 @@ class TimeEmbedding(nn.Module):
 
     def __init__(self, width: int, features: int = 64) -> None:
         super().__init__()
-        self.register_buffer('frequencies', torch.exp(torch.linspace(0, math.log(200.0), features // 2)),
+        self.register_buffer("frequencies", torch.exp(torch.linspace(0, math.log(200.0), features // 2)),
                              persistent=False)
         self.mlp = nn.Sequential(nn.Linear(features, width), nn.SiLU(), nn.Linear(width, width))
 
@@ -66,12 +66,12 @@ class Projections(nn.Module):
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """(B, F, n, D) to q, k, v: (B, heads, N, d)."""
-        q, k, v = rearrange(self.qkv(x), 'b f n (s h d) -> s b h (f n) d', s=3, h=self.heads).unbind(0)
+        q, k, v = rearrange(self.qkv(x), "b f n (s h d) -> s b h (f n) d", s=3, h=self.heads).unbind(0)
         return rotate(self.norm_q(q), rotary), rotate(self.norm_k(k), rotary), v
 
     def merge(self, attended: Tensor, frames: int) -> Tensor:
         """(B, heads, N, d) to (B, F, n, D)."""
-        return self.out(rearrange(attended, 'b h (f n) d -> b f n (h d)', f=frames))
+        return self.out(rearrange(attended, "b h (f n) d -> b f n (h d)", f=frames))
 
 
 class SwiGLU(nn.Module):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The public entry: a camera stream to a trajectory, poses to views, a picture to both, and the loop closed.
 
-Axes: B batch, T frames of a window, S sources, V views, H W pixels. Poses are camera to reference (or world). The unit of
-model-space translation is the harmonic mean depth of the reference frame ("scene scale"): images alone tell no metres,
+Axes: B batch, T frames of a window, S sources, V views, H W pixels. Poses are camera to reference (or world). The unit
+of model-space translation is the harmonic mean depth of the reference frame ("scene scale"): images alone tell no metres,
 so `metres_per_unit` comes from outside (odometry, a known size) whenever metres are meant.
 """
 from __future__ import annotations
@@ -15,13 +15,21 @@ import torch
 from torch import Tensor
 
 from .checkpoint import load_checkpoint
-from .geometry import (Intrinsics, check_pose, direction_angle_deg, fit_frames, fit_intrinsics, invert,
-                       rotation_angle_deg, so3_log)
+from .geometry import (
+    Intrinsics,
+    check_pose,
+    direction_angle_deg,
+    fit_frames,
+    fit_intrinsics,
+    invert,
+    rotation_angle_deg,
+    so3_log,
+)
 from .joint import RaysAsPixels
 from .raxels import make_raxels, read_cameras
 from .sampler import Cancelled, euler
 
-__all__ = ['Cancelled', 'Imagined', 'LoopReport', 'Pipeline', 'RenderedViews', 'TrajectoryEstimate']
+__all__ = ["Cancelled", "Imagined", "LoopReport", "Pipeline", "RenderedViews", "TrajectoryEstimate"]
 
 OnStep = Callable[[int, int, np.ndarray], bool]
 
@@ -78,13 +86,13 @@ class LoopReport:
 class Pipeline:
     """One loaded model and the three tasks it answers."""
 
-    def __init__(self, model: RaysAsPixels, device: str | torch.device = 'cpu') -> None:
+    def __init__(self, model: RaysAsPixels, device: str | torch.device = "cpu") -> None:
         self.model = model.to(device).eval()
         self.device = torch.device(device)
         self.config = model.config
 
     @classmethod
-    def from_checkpoint(cls, path=None, device: str = 'auto') -> Pipeline:
+    def from_checkpoint(cls, path=None, device: str = "auto") -> Pipeline:
         """Load a checkpoint folder; None is the shipped default.
 
         Args:
@@ -94,13 +102,13 @@ class Pipeline:
             CheckpointError: the checkpoint cannot be used.
             ValueError: no such device here.
         """
-        if device == 'auto':
-            device = 'cuda' if torch.cuda.is_available() else 'cpu'
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
             kind = torch.device(device).type
         except RuntimeError:
             raise ValueError(f"device must be 'auto', 'cpu' or 'cuda', got {device!r}") from None
-        if kind not in ('cpu', 'cuda') or (kind == 'cuda' and not torch.cuda.is_available()):
+        if kind not in ("cpu", "cuda") or (kind == "cuda" and not torch.cuda.is_available()):
             raise ValueError(f"device {device!r} is not here; use 'cpu' or 'auto'")
         return cls(load_checkpoint(path, device=device), device)
 
@@ -139,7 +147,7 @@ class Pipeline:
             frames: (T, H, W, 3) uint8, T == config.frames, any size (cropped about the centre to the model's aspect).
             intrinsics: of `frames`; None estimates the focal length too.
             steps: of the sampler; 1 or 2 are enough.
-            samples: draws from the posterior; the estimate is read from their mean and the covariance holds their spread.
+            samples: draws from the posterior; the estimate is read from their mean; the covariance holds their spread.
             reference: index of the frame that is the identity.
 
         Raises:
@@ -147,11 +155,11 @@ class Pipeline:
             GeometryError: frames and intrinsics that do not fit, or rays that no camera made.
         """
         if len(frames) != self.config.frames:
-            raise ValueError(f'a window has {self.config.frames} frames, got {len(frames)}; longer videos go through '
-                             'overlapping windows')
+            raise ValueError(f"a window has {self.config.frames} frames, got {len(frames)}; longer videos go through "
+                             "overlapping windows")
         if not 0 <= reference < len(frames) or steps < 1 or samples < 1:
-            raise ValueError(f'need 0 <= reference < {len(frames)}, steps >= 1 and samples >= 1, got {reference}, '
-                             f'{steps}, {samples}')
+            raise ValueError(f"need 0 <= reference < {len(frames)}, steps >= 1 and samples >= 1, got {reference}, "
+                             f"{steps}, {samples}")
         fitted, camera = fit_frames(np.asarray(frames), intrinsics, self.config.width, self.config.height)
         video = self._to_tensor(fitted)[None].expand(samples, -1, -1, -1, -1)
         rays = None if camera is None else self._raxels(np.eye(4)[None], camera).expand(samples, -1, -1, -1)
@@ -173,7 +181,7 @@ class Pipeline:
             turn = so3_log(T[:, :3, :3] @ np.swapaxes(T_mean[:, :3, :3], 1, 2))
             deviation.append(np.concatenate([T[:, :3, 3] - T_mean[:, :3, 3], turn], axis=1))
         deviation = np.stack(deviation)                                                     # (samples, T, 6)
-        return np.einsum('kti,ktj->tij', deviation, deviation) / (len(draws) - 1)
+        return np.einsum("kti,ktj->tij", deviation, deviation) / (len(draws) - 1)
 
     # -- views ----------------------------------------------------------------------------------------------------
 
@@ -217,20 +225,20 @@ class Pipeline:
             ValueError: no sources, no poses, or a scale that is not positive.
             GeometryError: a bad pose, frame or camera.
         """
-        sources = check_pose(T_world_source, 'source pose').reshape(-1, 4, 4)
-        targets = check_pose(T_world_target, 'requested pose').reshape(-1, 4, 4)
+        sources = check_pose(T_world_source, "source pose").reshape(-1, 4, 4)
+        targets = check_pose(T_world_target, "requested pose").reshape(-1, 4, 4)
         if not (np.isfinite(metres_per_unit) and metres_per_unit > 0) or steps < 1:
-            raise ValueError(f'need metres_per_unit > 0 and steps >= 1, got {metres_per_unit} and {steps}')
+            raise ValueError(f"need metres_per_unit > 0 and steps >= 1, got {metres_per_unit} and {steps}")
         if len(sources) == 0 or len(targets) == 0 or len(sources) != len(source_frames):
-            raise ValueError(f'need one pose per source and at least one of each, got {len(source_frames)} source frames, '
-                             f'{len(sources)} source poses, {len(targets)} requested poses')
+            raise ValueError(f"need one pose per source and at least one of each, got {len(source_frames)} frames, "
+                             f"{len(sources)} source poses, {len(targets)} requested poses")
         width, height = self.config.width, self.config.height
         fitted, source_camera = fit_frames(np.asarray(source_frames), source_intrinsics, width, height)
         target_camera = source_camera if target_intrinsics is None else fit_intrinsics(target_intrinsics, width, height)
         generator = torch.Generator().manual_seed(seed)
         total, views = steps * len(targets), []
         for number, target in enumerate(targets):
-            nearest = np.argsort(pose_distance(sources, target, metres_per_unit), kind='stable')[:2]
+            nearest = np.argsort(pose_distance(sources, target, metres_per_unit), kind="stable")[:2]
             T = invert(sources[nearest[0]]) @ np.concatenate([sources[nearest], target[None]])
             T[:, :3, 3] /= metres_per_unit
             raxels = torch.cat([self._raxels(T[:-1], source_camera), self._raxels(T[-1:], target_camera)])[None]
@@ -296,17 +304,17 @@ class Pipeline:
             ValueError: the camera moved too little, or the two motions point to different sides.
         """
         estimate = self.estimate_trajectory(frames, intrinsics, steps, seed=seed).T_reference_camera[:, :3, 3]
-        known_poses = check_pose(T_world_camera, 'known pose')
+        known_poses = check_pose(T_world_camera, "known pose")
         known = (invert(known_poses[0]) @ known_poses)[:, :3, 3]
-        if np.linalg.norm(known, axis=1).max() < 1e-3 or np.linalg.norm(estimate, axis=1).max() < minimum:
-            raise ValueError(f'the camera moved too little to tell the scale: {np.linalg.norm(known, axis=1).max():.3g} m '
-                             f'known, {np.linalg.norm(estimate, axis=1).max():.3g} of the scene depth estimated; move it '
-                             'sideways, or give metres_per_unit')
+        known_reach, reach = np.linalg.norm(known, axis=1).max(), np.linalg.norm(estimate, axis=1).max()
+        if known_reach < 1e-3 or reach < minimum:
+            raise ValueError(f"the camera moved too little to tell the scale: {known_reach:.3g} m known, {reach:.3g} of the "
+                             "scene depth estimated; move it sideways, or give metres_per_unit")
         dot = float((known * estimate).sum())
         if dot <= 0:
             angle = float(direction_angle_deg(known[-1], estimate[-1]))
-            raise ValueError(f'known and estimated motion disagree by {angle:.0f} degrees, so they tell no scale; give '
-                             'metres_per_unit')
+            raise ValueError(f"known and estimated motion disagree by {angle:.0f} degrees, so they tell no scale; give "
+                             "metres_per_unit")
         return float(np.sqrt((known**2).sum() / (estimate**2).sum()))
 
     # -- helpers --------------------------------------------------------------------------------------------------
@@ -326,7 +334,11 @@ class Pipeline:
     def _reporter(self, on_step: OnStep | None, before: int, total: int):
         if on_step is None:
             return None
-        return lambda step, _, z, r: on_step(before + step, total, _to_uint8(self.model.decode_frames(z[:, -1:], (1,))[0, 0]))
+
+        def report(step: int, _: int, z: Tensor, r: Tensor) -> bool:
+            return on_step(before + step, total, _to_uint8(self.model.decode_frames(z[:, -1:], (1,))[0, 0]))
+
+        return report
 
 
 def pose_distance(poses: np.ndarray, target: np.ndarray, unit: float) -> np.ndarray:

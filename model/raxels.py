@@ -28,12 +28,12 @@ def make_raxels(T_reference_camera: np.ndarray, intrinsics: Intrinsics, height: 
         (..., height, width, 3) float32: d + o.
     """
     rays = pixel_rays(intrinsics, width, height)                                         # (h, w, 3)
-    directions = np.einsum('...ij,hwj->...hwi', T_reference_camera[..., :3, :3], rays)   # (..., h, w, 3)
+    directions = np.einsum("...ij,hwj->...hwi", T_reference_camera[..., :3, :3], rays)   # (..., h, w, 3)
     return (directions + T_reference_camera[..., None, None, :3, 3]).astype(np.float32)
 
 
-def make_raxels_batch(rotation: torch.Tensor, centre: torch.Tensor, intrinsics: torch.Tensor, image_size: tuple[int, int],
-                      height: int, width: int) -> torch.Tensor:
+def make_raxels_batch(rotation: torch.Tensor, centre: torch.Tensor, intrinsics: torch.Tensor,
+                      image_size: tuple[int, int], height: int, width: int) -> torch.Tensor:
     """`make_raxels` for a batch with a camera of its own each, on any device.
 
     Args:
@@ -90,14 +90,14 @@ def read_cameras(raxels: np.ndarray, intrinsics: Intrinsics | None, *, image_siz
     """
     raxels = np.asarray(raxels, dtype=np.float64)
     if raxels.ndim != 4 or raxels.shape[-1] != 3:
-        raise GeometryError(f'raxels must be (T, h, w, 3), got {raxels.shape}')
+        raise GeometryError(f"raxels must be (T, h, w, 3), got {raxels.shape}")
     if not np.all(np.isfinite(raxels)):
-        raise GeometryError('raxels hold a value that is not finite')
+        raise GeometryError("raxels hold a value that is not finite")
     frames, height, width = raxels.shape[:3]
     spread = np.sqrt(((raxels - raxels.mean((1, 2), keepdims=True)) ** 2).sum(-1).mean((1, 2)))
     if np.any(spread < 1e-3):
-        raise GeometryError(f'raxels of frame {int(spread.argmin())} spread by {spread.min():.2g} only: no camera has '
-                            'such rays (all pixels look the same way)')
+        raise GeometryError(f"raxels of frame {int(spread.argmin())} spread by {spread.min():.2g} only: no camera has "
+                            "such rays (all pixels look the same way)")
     if intrinsics is None:
         image_width, image_height = image_size or (2 * width, 2 * height)
         intrinsics = estimate_focal(raxels).resized(image_width, image_height)
@@ -133,7 +133,7 @@ def _covariance(directions: np.ndarray, weights: np.ndarray, residual: np.ndarra
     x, y, z = np.moveaxis(directions, -1, 0)
     zero = np.zeros_like(x)
     jacobian[..., 3:] = np.stack([zero, z, -y, -z, zero, x, y, -x, zero], -1).reshape(frames, n, 3, 3)     # -[d]x
-    information = np.einsum('tn,tnij,tnik->tjk', weights, jacobian, jacobian)
+    information = np.einsum("tn,tnij,tnik->tjk", weights, jacobian, jacobian)
     variance = np.maximum(residual**2 / 3, 1e-12)
     return np.linalg.inv(information + 1e-9 * np.eye(6)) * variance[:, None, None]
 
@@ -171,12 +171,12 @@ def estimate_focal(raxels: np.ndarray, iterations: int = 40) -> Intrinsics:
             weights = 1.0 / (1.0 + (error / (1.5 * scale)) ** 2)
         # The Procrustes centre trades depth against focal length: put the directions back on the unit sphere first.
         own = own + _sphere_shift(own)
-        with np.errstate(divide='ignore', invalid='ignore'):
+        with np.errstate(divide="ignore", invalid="ignore"):
             fx = np.nanmedian((u * own[..., 2] / own[..., 0])[:, far_u])
             fy = np.nanmedian((v * own[..., 2] / own[..., 1])[:, far_v])
         if not (0.2 * width < fx < 10 * width and 0.2 * width < fy < 10 * width):
-            raise GeometryError(f'no focal length between 0.2 and 10 image widths explains the raxels '
-                                f'(fx {fx / width:.3g}, fy {fy / width:.3g} widths)')
+            raise GeometryError(f"no focal length between 0.2 and 10 image widths explains the raxels "
+                                f"(fx {fx / width:.3g}, fy {fy / width:.3g} widths)")
         moved = abs(fx / camera.fx - 1) + abs(fy / camera.fy - 1)
         camera = Intrinsics(float(fx), float(fy), width / 2, height / 2, width, height)
         if moved < 1e-6:

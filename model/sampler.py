@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Solvers of the flow: from noise to data along a callable velocity.
 
-The three tasks are corners of one schedule: which frames are clean from the start (their time is 1 and they never move).
+The three tasks are corners of one schedule: which frames are clean from the start (time 1; they never move).
 Axes: B batch, L latent frames, T frames.
 """
 from __future__ import annotations
@@ -48,5 +48,5 @@ def euler(velocity: Velocity, z: Tensor, r: Tensor, clean_z: Tensor, clean_r: Te
             data = z + (1 - now) * move_z * v_z, r + (1 - now) * move_r * v_r
         z, r = z + (after - now) * move_z * v_z, r + (after - now) * move_r * v_r
         if on_step is not None and on_step(step + 1, steps, *data) is False:
-            raise Cancelled(f'cancelled at step {step + 1} of {steps}')
+            raise Cancelled(f"cancelled at step {step + 1} of {steps}")
     return z, r

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Noise times: 0 is noise, 1 is data, on the linear path x_t = (1 - t) x_0 + t x_1 with velocity x_1 - x_0."""
+
 from __future__ import annotations
 
 import torch
@@ -12,13 +13,13 @@ def time_grid(steps: int, shift: float = 1.0) -> Tensor:
     `shift` > 1 spends more steps near the noise: t -> t / (t + shift (1 - t)).
     """
     if steps < 1:
-        raise ValueError(f'steps must be at least 1, got {steps}')
+        raise ValueError(f"steps must be at least 1, got {steps}")
     t = torch.linspace(0, 1, steps + 1)
     return t / (t + shift * (1 - t))
 
 
 def draw_times(count: int, generator: torch.Generator, at_start: float = 0.5, end: float = 0.9) -> Tensor:
-    """Draw training times (count,): a share `at_start` within 0.05 of pure noise, the rest up to `end`, denser near noise.
+    """Draw training times (count,): a share `at_start` within 0.05 of noise, the rest up to `end`, denser near noise.
 
     One and two step sampling start from pure noise, so that is where a small model must be best.
     """

@@ -99,11 +99,11 @@ class JointTransformer(nn.Module):
             groups: frames of each latent frame.
         """
         if list(groups) != sorted(groups):
-            raise ValueError(f'groups must hold single images first, then groups of frames, got {groups}')
+            raise ValueError(f"groups must hold single images first, then groups of frames, got {groups}")
         patch = self.config.transformer.patch
         h, w = z.shape[2] // patch, z.shape[3] // patch
-        tokens_z = rearrange(z, 'b l (h p) (w q) c -> b l (h w) (p q c)', p=patch, q=patch)      # (B, L, n, P)
-        tokens_r = rearrange(r, 'b t (h p) (w q) c -> b t (h w) (p q c)', p=patch, q=patch)      # (B, T, m, P)
+        tokens_z = rearrange(z, "b l (h p) (w q) c -> b l (h w) (p q c)", p=patch, q=patch)      # (B, L, n, P)
+        tokens_r = rearrange(r, "b t (h p) (w q) c -> b t (h w) (p q c)", p=patch, q=patch)      # (B, T, m, P)
         positions_z, positions_r = token_positions(groups, h, w, z.device)
         rotary_width = self.config.transformer.width // self.config.transformer.heads
         rotary_z, rotary_r = rotary_angles(positions_z, rotary_width), rotary_angles(positions_r, rotary_width)
@@ -122,13 +122,13 @@ class JointTransformer(nn.Module):
 
         x_z, x_r = F.layer_norm(x_z, x_z.shape[-1:]), F.layer_norm(x_r, x_r.shape[-1:])
         out_z = _by_kind(self.head_image, self.head_video, x_z, images)
-        out_z = rearrange(out_z, 'b l (h w) (p q c) -> b l (h p) (w q) c', h=h, p=patch, q=patch)
-        out_r = rearrange(self.head_rays(x_r), 'b t (h w) (p q c) -> b t (h p) (w q) c', h=h // 2, p=patch, q=patch)
+        out_z = rearrange(out_z, "b l (h w) (p q c) -> b l (h p) (w q) c", h=h, p=patch, q=patch)
+        out_r = rearrange(self.head_rays(x_r), "b t (h w) (p q c) -> b t (h p) (w q) c", h=h // 2, p=patch, q=patch)
         return self._velocity(out_z, z, t_z), self._velocity(out_r, r, t_r)
 
     def _velocity(self, out: Tensor, noisy: Tensor, t: Tensor) -> Tensor:
         """What the heads give is the data itself or the velocity (config.prediction): v = (x_1 - x_t) / (1 - t)."""
-        if self.config.transformer.prediction == 'velocity':
+        if self.config.transformer.prediction == "velocity":
             return out
         return (out - noisy) / (1 - t).clamp(min=0.05)[..., None, None, None]
 
@@ -140,7 +140,7 @@ class JointTransformer(nn.Module):
 
 
 def _by_kind(image: nn.Linear, video: nn.Linear, x: Tensor, images: int) -> Tensor:
-    """Apply one layer to the first `images` latent frames and the other to the rest: their channels differ in meaning."""
+    """Apply one layer to the first `images` latent frames, the other to the rest: their channels mean other things."""
     if images == x.shape[1]:
         return image(x)
     if images == 0:
@@ -154,7 +154,7 @@ def token_positions(groups: tuple[int, ...], h: int, w: int, device=None) -> tup
     A latent frame of 4 sits at the mean of its frames; a ray token at the centre of the 2x2 video tokens it covers.
     """
     def grid(times: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        return torch.stack(torch.meshgrid(times, rows, columns, indexing='ij'), dim=-1).flatten(0, 2)
+        return torch.stack(torch.meshgrid(times, rows, columns, indexing="ij"), dim=-1).flatten(0, 2)
 
     ends = torch.tensor(groups, dtype=torch.float32).cumsum(0)
     times_z = ends - (torch.tensor(groups) + 1) / 2                               # (1, 4) -> 0, 2.5

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Remake the golden outputs: python test/make_golden.py. They pin the arithmetic of a seeded, untrained micro model."""
+
 import json
 from pathlib import Path
 
 import numpy as np
 import torch
+
 from rays_as_pixels_model.codec import fit_basis
 from rays_as_pixels_model.config import preset
 from rays_as_pixels_model.joint import RaysAsPixels
@@ -14,7 +16,7 @@ from rays_as_pixels_model.sampler import euler
 def golden_outputs() -> dict[str, list[float]]:
     """Return a few numbers of each task, of the codec and of the loss-free velocity."""
     torch.manual_seed(0)
-    model = RaysAsPixels(preset('micro')).eval()
+    model = RaysAsPixels(preset("micro")).eval()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for p in model.transformer.parameters():
@@ -25,28 +27,28 @@ def golden_outputs() -> dict[str, list[float]]:
             basis.copy_(fit_basis(blocks, 8, group, len(basis), degree))
     frames = torch.rand((1, 5, 64, 96, 3), generator=generator) * 2 - 1
     out = {}
-    for task, groups in (('pose', (1, 4)), ('views', (1, 1, 1)), ('joint', (1, 4))):
-        video = frames[:, :sum(groups)]
+    for task, groups in (("pose", (1, 4)), ("views", (1, 1, 1)), ("joint", (1, 4))):
+        video = frames[:, : sum(groups)]
         shape_z, shape_r = model.latent_shapes(1, groups)
         z, r = torch.randn(shape_z, generator=generator), torch.randn(shape_r, generator=generator)
         clean = torch.ones(1, len(groups), dtype=torch.bool), torch.zeros(1, sum(groups), dtype=torch.bool)
-        if task != 'pose':
+        if task != "pose":
             clean[0][:, 1:] = False
-            clean[1][:] = task == 'views'
+            clean[1][:] = task == "views"
         z = torch.where(clean[0][..., None, None, None], model.encode_frames(video, groups), z)
         index = torch.zeros(1, dtype=torch.int64)
         z, r = euler(lambda *a, index=index, groups=groups: model(*a, index, groups), z, r, *clean, steps=2)
-        for name, x in (('z', z), ('r', r)):
-            out[f'{task}/{name}'] = [round(float(v), 5) for v in (x.abs().mean(), x.std(), *x.flatten()[::997][:6])]
+        for name, x in (("z", z), ("r", r)):
+            out[f"{task}/{name}"] = [round(float(v), 5) for v in (x.abs().mean(), x.std(), *x.flatten()[::997][:6])]
     decoded = model.decode_frames(model.encode_frames(frames, (1, 4)), (1, 4))
-    out['codec'] = np.round(decoded.flatten()[::9973][:8].numpy(), 5).tolist()
+    out["codec"] = np.round(decoded.flatten()[::9973][:8].numpy(), 5).tolist()
     return out
 
 
-if __name__ == '__main__':
-    path = Path(__file__).parent / 'golden' / 'micro.json'
+if __name__ == "__main__":
+    path = Path(__file__).parent / "golden" / "micro.json"
     path.parent.mkdir(exist_ok=True)
-    temporary = path.with_suffix('.tmp')
-    temporary.write_text(json.dumps(golden_outputs(), indent=1) + '\n')
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(golden_outputs(), indent=1) + "\n")
     temporary.replace(path)
-    print(f'wrote {path}')
+    print(f"wrote {path}")

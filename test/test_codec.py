@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The codec keeps cameras, its layout is the paper's, and the latent normalisation is invertible."""
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from rays_as_pixels_model.checkpoint import load_checkpoint
 from rays_as_pixels_model.codec import LatentNormaliser, LinearCodec, fit_basis, polynomial_basis
 from rays_as_pixels_model.config import CodecConfig
@@ -12,7 +14,7 @@ from rays_as_pixels_model.geometry import Intrinsics, make_pose, rotation_angle_
 from rays_as_pixels_model.raxels import make_raxels, read_cameras
 
 
-@pytest.fixture(scope='module')
+@pytest.fixture(scope="module")
 def model():
     return load_checkpoint()
 
@@ -37,8 +39,8 @@ def test_layout_first_frame_alone_then_four_to_one(model):
     assert latents.shape == (2, 3, 2, 3, model.config.codec.channels)
     assert model.codec.decode(latents, (1, 4, 4)).shape == frames.shape
     alone = model.codec.encode(frames[:, :1], (1,))
-    torch.testing.assert_close(latents[:, :1], alone)          # no look ahead
-    with pytest.raises(ValueError, match='9 frames, but 5'):
+    torch.testing.assert_close(latents[:, :1], alone)  # no look ahead
+    with pytest.raises(ValueError, match="9 frames, but 5"):
         model.codec.encode(frames[:, :5], (1, 4, 4))
 
 
@@ -61,7 +63,9 @@ def test_bases_are_orthonormal_and_hold_the_polynomials(model):
 def test_normalisation_is_invertible(seed):
     generator = torch.Generator().manual_seed(seed)
     normaliser = LatentNormaliser(6, (2, 3))
-    normaliser.fit(*(torch.randn(50, 2, 3, 6, generator=generator) * torch.rand(6, generator=generator) for _ in range(3)))
+    normaliser.fit(
+        *(torch.randn(50, 2, 3, 6, generator=generator) * torch.rand(6, generator=generator) for _ in range(3))
+    )
     z = torch.randn(2, 2, 2, 3, 6, generator=generator)
     torch.testing.assert_close(normaliser.video_out(normaliser.video_in(z, (1, 4)), (1, 4)), z, atol=1e-4, rtol=1e-4)
     r = torch.randn(2, 5, 2, 3, 6, generator=generator)

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Axioms, there and back, and known values of the geometry."""
+
 import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+
 from rays_as_pixels_model import geometry as g
 from rays_as_pixels_model.geometry import Distortion, GeometryError, Intrinsics
 
@@ -86,37 +88,41 @@ def test_frames_are_cropped_about_the_centre_and_the_camera_follows():
     frames[:, 200:280, 280:360] = 255
     fitted, small = g.fit_frames(frames, camera, 96, 64)
     assert fitted.shape == (2, 64, 96, 3)
-    assert (small.cx, small.cy) == pytest.approx((48, 32), abs=0.1)          # the crop starts at a whole pixel
+    assert (small.cx, small.cy) == pytest.approx((48, 32), abs=0.1)  # the crop starts at a whole pixel
     assert small.horizontal_fov_deg() == pytest.approx(camera.horizontal_fov_deg())
     assert fitted[0, 32, 48].tolist() == [255] * 3
 
 
-@pytest.mark.parametrize('bad, words', [
-    (lambda: Intrinsics(0, 1, 1, 1, 2, 2), 'fx=0'),
-    (lambda: Intrinsics(1, 1, 1, 1, 0, 2), '0x2'),
-    (lambda: Intrinsics.from_fov(200, 10, 10), '200'),
-    (lambda: g.pose_from_quaternion([0, 0, 0], [0, 0, 0, 2.0]), 'norm 1'),
-    (lambda: g.pose_from_quaternion([np.nan, 0, 0], [0, 0, 0, 1.0]), 'finite'),
-    (lambda: g.check_pose(2 * np.eye(4)), 'rotation'),
-    (lambda: g.check_pose(np.eye(3)), r'\(3, 3\)'),
-    (lambda: g.fit_frames(np.zeros((1, 0, 0, 3), np.uint8), None, 8, 8), 'not empty'),
-    (lambda: g.fit_frames(np.zeros((1, 8, 8, 3), np.uint8), Intrinsics.from_fov(60, 9, 8), 8, 8), '9x8'),
-    (lambda: Distortion('brown', (1.0,)), 'brown'),
-    (lambda: Distortion('plumb_bob', (1.0, 2.0)), 'got 2'),
-])
+@pytest.mark.parametrize(
+    "bad, words",
+    [
+        (lambda: Intrinsics(0, 1, 1, 1, 2, 2), "fx=0"),
+        (lambda: Intrinsics(1, 1, 1, 1, 0, 2), "0x2"),
+        (lambda: Intrinsics.from_fov(200, 10, 10), "200"),
+        (lambda: g.pose_from_quaternion([0, 0, 0], [0, 0, 0, 2.0]), "norm 1"),
+        (lambda: g.pose_from_quaternion([np.nan, 0, 0], [0, 0, 0, 1.0]), "finite"),
+        (lambda: g.check_pose(2 * np.eye(4)), "rotation"),
+        (lambda: g.check_pose(np.eye(3)), r"\(3, 3\)"),
+        (lambda: g.fit_frames(np.zeros((1, 0, 0, 3), np.uint8), None, 8, 8), "not empty"),
+        (lambda: g.fit_frames(np.zeros((1, 8, 8, 3), np.uint8), Intrinsics.from_fov(60, 9, 8), 8, 8), "9x8"),
+        (lambda: Distortion("brown", (1.0,)), "brown"),
+        (lambda: Distortion("plumb_bob", (1.0, 2.0)), "got 2"),
+    ],
+)
 def test_bad_values_are_named(bad, words):
     with pytest.raises(GeometryError, match=words):
         bad()
 
 
-@pytest.mark.parametrize('model, coefficients', [('plumb_bob', (-0.2, 0.05, 0.001, -0.001, 0.0)),
-                                                 ('equidistant', (0.02, -0.01, 0.0, 0.0))])
+@pytest.mark.parametrize(
+    "model, coefficients", [("plumb_bob", (-0.2, 0.05, 0.001, -0.001, 0.0)), ("equidistant", (0.02, -0.01, 0.0, 0.0))]
+)
 def test_undistortion_puts_points_where_the_pinhole_sees_them(model, coefficients):
     camera = Intrinsics.from_opencv(300, 300, 320, 240, 641, 481)
     k = np.array([[300, 0, 320], [0, 300, 240], [0, 0, 1.0]])
     point = np.array([[0.25, -0.15, 1.0]])
     d = np.array(coefficients)
-    if model == 'equidistant':
+    if model == "equidistant":
         seen = cv2.fisheye.projectPoints(point[None], np.zeros(3), np.zeros(3), k, d)[0].reshape(2)
     else:
         seen = cv2.projectPoints(point[None], np.zeros(3), np.zeros(3), k, d)[0].reshape(2)

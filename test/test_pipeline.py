@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The public entry: what it returns, that it is deterministic, and what it says to bad input; golden figures."""
+
 import json
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from make_golden import golden_outputs
+
 from rays_as_pixels_model.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from rays_as_pixels_model.config import preset
 from rays_as_pixels_model.geometry import GeometryError, Intrinsics
@@ -16,18 +18,18 @@ from rays_as_pixels_model.pipeline import Cancelled, Pipeline
 CAMERA = Intrinsics.from_fov(65, 160, 120)
 
 
-@pytest.fixture(scope='module')
+@pytest.fixture(scope="module")
 def pipe():
-    return Pipeline.from_checkpoint(device='cpu')
+    return Pipeline.from_checkpoint(device="cpu")
 
 
-@pytest.fixture(scope='module')
+@pytest.fixture(scope="module")
 def frames():
     return np.random.default_rng(0).integers(0, 255, (5, 120, 160, 3), dtype=np.uint8)
 
 
-@pytest.mark.parametrize('reference', [0, 2, 4])
-@pytest.mark.parametrize('camera', [CAMERA, None])
+@pytest.mark.parametrize("reference", [0, 2, 4])
+@pytest.mark.parametrize("camera", [CAMERA, None])
 def test_a_trajectory_starts_at_its_reference(pipe, frames, reference, camera):
     estimate = pipe.estimate_trajectory(frames, camera, steps=1, samples=3, reference=reference)
     np.testing.assert_allclose(estimate.T_reference_camera[reference], np.eye(4), atol=1e-9)
@@ -61,8 +63,14 @@ def test_views_come_in_the_order_of_the_poses_with_progress(pipe, frames):
 def test_cancelling_takes_effect_at_the_next_step(pipe, frames):
     steps = []
     with pytest.raises(Cancelled):
-        pipe.render_views(frames[:1], np.eye(4)[None], CAMERA, np.eye(4)[None], steps=20,
-                          on_step=lambda step, total, _: steps.append(step) or step < 3)
+        pipe.render_views(
+            frames[:1],
+            np.eye(4)[None],
+            CAMERA,
+            np.eye(4)[None],
+            steps=20,
+            on_step=lambda step, total, _: steps.append(step) or step < 3,
+        )
     assert steps == [1, 2, 3]
 
 
@@ -79,25 +87,25 @@ def test_scale_is_the_ratio_of_known_to_estimated_motion(pipe, frames):
     known = estimate.copy()
     known[:, :3, 3] *= 7.5
     assert pipe.metres_per_unit(frames, CAMERA, known, minimum=0.5 * reach) == pytest.approx(7.5)
-    with pytest.raises(ValueError, match='moved too little'):
+    with pytest.raises(ValueError, match="moved too little"):
         pipe.metres_per_unit(frames, CAMERA, np.tile(np.eye(4), (5, 1, 1)), minimum=0.5 * reach)
     known[:, :3, 3] *= -1
-    with pytest.raises(ValueError, match='disagree'):
+    with pytest.raises(ValueError, match="disagree"):
         pipe.metres_per_unit(frames, CAMERA, known, minimum=0.5 * reach)
 
 
 def test_bad_input_is_named(pipe, frames):
     one = np.eye(4)[None]
     for call, error, words in (
-        (lambda: pipe.estimate_trajectory(frames[:3], CAMERA), ValueError, 'has 5 frames, got 3'),
-        (lambda: pipe.estimate_trajectory(frames, CAMERA, steps=0), ValueError, 'steps'),
-        (lambda: pipe.estimate_trajectory(frames, CAMERA, reference=5), ValueError, 'reference'),
-        (lambda: pipe.estimate_trajectory(frames, Intrinsics.from_fov(60, 96, 64)), GeometryError, '96x64'),
-        (lambda: pipe.estimate_trajectory(frames.astype(float), CAMERA), GeometryError, 'uint8'),
-        (lambda: pipe.render_views(frames[:1], one, CAMERA, one * np.nan), GeometryError, 'finite'),
-        (lambda: pipe.render_views(frames[:1], one, CAMERA, one[:0]), ValueError, '0 requested'),
-        (lambda: pipe.render_views(frames[:1], one, CAMERA, one, metres_per_unit=0), ValueError, 'metres_per_unit'),
-        (lambda: Pipeline.from_checkpoint(device='tpu9'), ValueError, 'tpu9'),
+        (lambda: pipe.estimate_trajectory(frames[:3], CAMERA), ValueError, "has 5 frames, got 3"),
+        (lambda: pipe.estimate_trajectory(frames, CAMERA, steps=0), ValueError, "steps"),
+        (lambda: pipe.estimate_trajectory(frames, CAMERA, reference=5), ValueError, "reference"),
+        (lambda: pipe.estimate_trajectory(frames, Intrinsics.from_fov(60, 96, 64)), GeometryError, "96x64"),
+        (lambda: pipe.estimate_trajectory(frames.astype(float), CAMERA), GeometryError, "uint8"),
+        (lambda: pipe.render_views(frames[:1], one, CAMERA, one * np.nan), GeometryError, "finite"),
+        (lambda: pipe.render_views(frames[:1], one, CAMERA, one[:0]), ValueError, "0 requested"),
+        (lambda: pipe.render_views(frames[:1], one, CAMERA, one, metres_per_unit=0), ValueError, "metres_per_unit"),
+        (lambda: Pipeline.from_checkpoint(device="tpu9"), ValueError, "tpu9"),
     ):
         with pytest.raises(error, match=words):
             call()
@@ -105,42 +113,42 @@ def test_bad_input_is_named(pipe, frames):
 
 def test_checkpoints_there_and_back_and_what_is_refused(tmp_path):
     torch.manual_seed(0)
-    model = RaysAsPixels(preset('micro'))
-    folder = save_checkpoint(tmp_path / 'ck', model, '# card\n', {'step': 3})
-    again = load_checkpoint(folder, preset='micro').state_dict()
+    model = RaysAsPixels(preset("micro"))
+    folder = save_checkpoint(tmp_path / "ck", model, "# card\n", {"step": 3})
+    again = load_checkpoint(folder, preset="micro").state_dict()
     assert all(torch.equal(v, again[k]) for k, v in model.state_dict().items())
-    assert not list(tmp_path.glob('*.tmp')) and not list(tmp_path.glob('*.old'))
-    save_checkpoint(folder, model, '# card\n')                                 # replaces
+    assert not list(tmp_path.glob("*.tmp")) and not list(tmp_path.glob("*.old"))
+    save_checkpoint(folder, model, "# card\n")  # replaces
 
-    weights = folder / 'model.safetensors'
+    weights = folder / "model.safetensors"
     whole = weights.read_bytes()
     with pytest.raises(CheckpointError, match="'micro', but 'tiny'"):
-        load_checkpoint(folder, preset='tiny')
-    weights.write_bytes(whole[:len(whole) // 2])
-    with pytest.raises(CheckpointError, match='truncated'):
+        load_checkpoint(folder, preset="tiny")
+    weights.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CheckpointError, match="truncated"):
         load_checkpoint(folder)
     torch.save(model.state_dict(), weights)
-    with pytest.raises(CheckpointError, match='pickle'):
+    with pytest.raises(CheckpointError, match="pickle"):
         load_checkpoint(folder)
     weights.unlink()
-    with pytest.raises(CheckpointError, match='no model.safetensors'):
+    with pytest.raises(CheckpointError, match="no model.safetensors"):
         load_checkpoint(folder)
     weights.write_bytes(whole)
-    about = json.loads((folder / 'config.json').read_text())
-    about['model']['transformer']['depth'] += 1
-    (folder / 'config.json').write_text(json.dumps(about))
-    with pytest.raises(CheckpointError, match='does not fit'):
+    about = json.loads((folder / "config.json").read_text())
+    about["model"]["transformer"]["depth"] += 1
+    (folder / "config.json").write_text(json.dumps(about))
+    with pytest.raises(CheckpointError, match="does not fit"):
         load_checkpoint(folder)
-    (folder / 'config.json').write_text('{"format": 1')
-    with pytest.raises(CheckpointError, match='config.json'):
+    (folder / "config.json").write_text('{"format": 1')
+    with pytest.raises(CheckpointError, match="config.json"):
         load_checkpoint(folder)
-    with pytest.raises(CheckpointError, match='does not exist'):
-        load_checkpoint(tmp_path / 'nowhere')
+    with pytest.raises(CheckpointError, match="does not exist"):
+        load_checkpoint(tmp_path / "nowhere")
 
 
 def test_golden_outputs():
     """Seeded outputs of the three tasks stay what they were; test/make_golden.py remakes them on purpose."""
-    stored = json.loads((Path(__file__).parent / 'golden' / 'micro.json').read_text())
+    stored = json.loads((Path(__file__).parent / "golden" / "micro.json").read_text())
     fresh = golden_outputs()
     assert fresh.keys() == stored.keys()
     for name, values in stored.items():

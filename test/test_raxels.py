@@ -1,16 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """Cameras to raxel images and back: exact without noise, robust with it, clear when nothing can be read."""
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from rays_as_pixels_model.geometry import GeometryError, Intrinsics, make_pose, pixel_rays, rotation_angle_deg, so3_exp
 from rays_as_pixels_model.raxels import estimate_focal, make_raxels, make_raxels_batch, perturb, read_cameras
 
-cameras = st.builds(lambda fov, dx, dy, stretch: Intrinsics(
-    Intrinsics.from_fov(fov, 96, 64).fx, Intrinsics.from_fov(fov, 96, 64).fy * stretch, 48 + dx, 32 + dy, 96, 64),
-    st.floats(35, 95), st.floats(-4, 4), st.floats(-4, 4), st.floats(0.95, 1.05))
+cameras = st.builds(
+    lambda fov, dx, dy, stretch: Intrinsics(
+        Intrinsics.from_fov(fov, 96, 64).fx, Intrinsics.from_fov(fov, 96, 64).fy * stretch, 48 + dx, 32 + dy, 96, 64
+    ),
+    st.floats(35, 95),
+    st.floats(-4, 4),
+    st.floats(-4, 4),
+    st.floats(0.95, 1.05),
+)
 
 
 def random_poses(seed: int, count: int = 4, turn: float = 0.4) -> np.ndarray:
@@ -52,8 +60,14 @@ def test_a_raxel_is_direction_plus_centre():
 
 def test_the_batched_raxels_are_the_same():
     camera, T = Intrinsics(80, 85, 46, 33, 96, 64), random_poses(4)
-    batch = make_raxels_batch(torch.from_numpy(T[None, :, :3, :3]), torch.from_numpy(T[None, :, :3, 3]),
-                              torch.tensor([[80.0, 85.0, 46.0, 33.0]]), (96, 64), 32, 48)
+    batch = make_raxels_batch(
+        torch.from_numpy(T[None, :, :3, :3]),
+        torch.from_numpy(T[None, :, :3, 3]),
+        torch.tensor([[80.0, 85.0, 46.0, 33.0]]),
+        (96, 64),
+        32,
+        48,
+    )
     np.testing.assert_allclose(batch[0].numpy(), make_raxels(T, camera, 32, 48), atol=1e-6)
 
 
@@ -88,12 +102,15 @@ def test_perturbation_is_on_the_left():
     np.testing.assert_allclose(moved[:3, :3] @ T[:3, :3].T, so3_exp([0, 0, 0.1]), atol=1e-12)
 
 
-@pytest.mark.parametrize('raxels, words', [
-    (np.full((1, 8, 12, 3), 0.5), 'spread'),
-    (np.full((1, 8, 12, 3), np.nan), 'finite'),
-    (np.zeros((8, 12, 3)), r'\(8, 12, 3\)'),
-])
-@pytest.mark.parametrize('camera', [Intrinsics.from_fov(60, 24, 16), None])
+@pytest.mark.parametrize(
+    "raxels, words",
+    [
+        (np.full((1, 8, 12, 3), 0.5), "spread"),
+        (np.full((1, 8, 12, 3), np.nan), "finite"),
+        (np.zeros((8, 12, 3)), r"\(8, 12, 3\)"),
+    ],
+)
+@pytest.mark.parametrize("camera", [Intrinsics.from_fov(60, 24, 16), None])
 def test_what_no_camera_made_is_refused(raxels, words, camera):
     with pytest.raises(GeometryError, match=words):
         read_cameras(raxels, camera)

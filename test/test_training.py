@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training: the data is what it says, the loss is the paper's, a killed run continues as if it had not been."""
+
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ import time
 import numpy as np
 import pytest
 import torch
+
 from rays_as_pixels_model.config import preset
 from rays_as_pixels_model.geometry import Intrinsics, rotation_angle_deg
 from rays_as_pixels_model.raxels import read_cameras
@@ -23,9 +25,9 @@ from rays_as_pixels_training.optimizer import Muon, orthogonalise
 from rays_as_pixels_training.tasks import draw_task
 
 
-@pytest.fixture(scope='module')
+@pytest.fixture(scope="module")
 def pool(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('pool')
+    folder = tmp_path_factory.mktemp("pool")
     threads = torch.get_num_threads()
     fill(folder, slots=6, first_seed=0, stride=1, offset=0, textures=None, config=ClipConfig(), limit=6)
     torch.set_num_threads(threads)
@@ -34,12 +36,12 @@ def pool(tmp_path_factory):
 
 def test_the_loss_is_mse_plus_half_of_one_minus_cosine():
     v, u = torch.zeros(1, 2, 2, 2, 3), torch.zeros(1, 2, 2, 2, 3)
-    v[..., 0], u[..., 1] = 1.0, 1.0                                # at right angles: MSE 2/3, cosine 0
+    v[..., 0], u[..., 1] = 1.0, 1.0  # at right angles: MSE 2/3, cosine 0
     moving = torch.tensor([[True, False]])
     assert velocity_loss(v, u, moving, 2, 0.5).item() == pytest.approx(2 / 3 + 0.5)
     assert velocity_loss(v, u, moving, 2, 0.0).item() == pytest.approx(2 / 3)
     assert velocity_loss(u, u, moving, 2, 0.5).item() == pytest.approx(0, abs=1e-6)
-    v[:, 1] = 100.0                                                # a clean frame has no say
+    v[:, 1] = 100.0  # a clean frame has no say
     assert velocity_loss(v, u, moving, 2, 0.0).item() == pytest.approx(2 / 3)
     assert velocity_loss(v, u, torch.zeros(1, 2, dtype=torch.bool), 2, 0.5).item() == 0
 
@@ -48,7 +50,9 @@ def test_windows_have_their_reference_at_the_identity_and_raxels_that_say_so(poo
     rng = np.random.default_rng(0)
     batch = cut_windows(pool, np.arange(6), rng, 5)
     rows = torch.arange(6)
-    np.testing.assert_allclose(batch.T_reference_camera[rows, batch.reference], np.tile(np.eye(4), (6, 1, 1)), atol=1e-9)
+    np.testing.assert_allclose(
+        batch.T_reference_camera[rows, batch.reference], np.tile(np.eye(4), (6, 1, 1)), atol=1e-9
+    )
     raxels = batch.raxels()
     assert raxels.shape == (6, 5, 32, 48, 3)
     camera = Intrinsics(*(float(x) for x in batch.intrinsics[0]), 96, 64)
@@ -70,17 +74,17 @@ def test_a_mirrored_window_has_the_mirrored_camera(pool):
         assert mirrored.intrinsics[i, 2].item() == pytest.approx(96 - plain.intrinsics[i, 2].item(), abs=1e-4)
 
 
-@pytest.mark.parametrize('step', range(6))
+@pytest.mark.parametrize("step", range(6))
 def test_every_task_leaves_something_to_denoise_and_something_given(pool, step):
-    batch = draw_task(pool, pool.ready(), TrainConfig(batch=8, slots=6), preset('micro'), step)
-    again = draw_task(pool, pool.ready(), TrainConfig(batch=8, slots=6), preset('micro'), step)
+    batch = draw_task(pool, pool.ready(), TrainConfig(batch=8, slots=6), preset("micro"), step)
+    again = draw_task(pool, pool.ready(), TrainConfig(batch=8, slots=6), preset("micro"), step)
     assert torch.equal(batch.windows.frames, again.windows.frames) and torch.equal(batch.t_r, again.t_r)
     assert len(batch.t_z[0]) == len(batch.groups) and sum(batch.groups) == len(batch.t_r[0])
     moving, clean = (batch.t_z < 1).any(1) | (batch.t_r < 1).any(1), (batch.t_z == 1).any(1)
     assert moving.all() and clean.all()
-    if batch.task == 'pose':
+    if batch.task == "pose":
         assert (batch.t_z == 1).all()
-    if batch.task == 'views':
+    if batch.task == "views":
         assert (batch.t_r == 1).all() and (batch.windows.reference == 0).all()
 
 
@@ -112,9 +116,9 @@ def test_metrics_and_baselines_on_known_values():
     estimate[1, :2, :2] = [[0.0, -1], [1, 0]]
     estimate[0, :3, 3] = [0, 2.0, 0]
     errors = pose_errors(estimate, truth)
-    assert errors['rotation_error_deg_median'] == pytest.approx(45) and errors['RRA@5'] == 50
-    assert errors['translation_direction_error_deg_median'] == pytest.approx(45) and errors['RTA@30'] == 50
-    assert pose_errors(np.tile(np.eye(4), (2, 1, 1)), truth)['translation_direction_error_deg_median'] == 90
+    assert errors["rotation_error_deg_median"] == pytest.approx(45) and errors["RRA@5"] == 50
+    assert errors["translation_direction_error_deg_median"] == pytest.approx(45) and errors["RTA@30"] == 50
+    assert pose_errors(np.tile(np.eye(4), (2, 1, 1)), truth)["translation_direction_error_deg_median"] == 90
     assert psnr(np.zeros((2, 2, 3), np.uint8), np.full((2, 2, 3), 255, np.uint8)) == pytest.approx(0)
     np.testing.assert_allclose(constant_velocity(truth, 3)[0, :3, 3], [3, 0, 0])
     camera = Intrinsics.from_fov(60, 96, 64)
@@ -123,8 +127,24 @@ def test_metrics_and_baselines_on_known_values():
 
 
 def _run(out, pool, *more, **kwargs):
-    command = [sys.executable, '-m', 'rays_as_pixels_training.train', '--out', str(out), '--pool', str(pool),
-               '--workers', '0', '--min-clips', '6', '--batch', '2', '--steps', '10', *more]
+    command = [
+        sys.executable,
+        "-m",
+        "rays_as_pixels_training.train",
+        "--out",
+        str(out),
+        "--pool",
+        str(pool),
+        "--workers",
+        "0",
+        "--min-clips",
+        "6",
+        "--batch",
+        "2",
+        "--steps",
+        "10",
+        *more,
+    ]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **kwargs)
 
 
@@ -132,28 +152,30 @@ def _run(out, pool, *more, **kwargs):
 @pytest.mark.timeout(500)
 def test_a_killed_run_continues_with_the_same_losses(tmp_path, pool):
     folder = os.path.dirname(pool.frames.filename)
-    whole = _run(tmp_path / 'a', folder, '--save-every', '1', '--log-every', '1', '--export', str(tmp_path / 'ck'))
+    whole = _run(tmp_path / "a", folder, "--save-every", "1", "--log-every", "1", "--export", str(tmp_path / "ck"))
     output, _ = whole.communicate(timeout=240)
     assert whole.returncode == 0, output
-    assert (tmp_path / 'ck' / 'model.safetensors').exists() and 'textures' in (tmp_path / 'ck' / 'README.md').read_text().lower()
+    assert (tmp_path / "ck" / "model.safetensors").exists() and "textures" in (
+        tmp_path / "ck" / "README.md"
+    ).read_text().lower()
 
-    broken = _run(tmp_path / 'b', folder, '--save-every', '1', '--log-every', '1')
-    log = tmp_path / 'b' / 'log.jsonl'
+    broken = _run(tmp_path / "b", folder, "--save-every", "1", "--log-every", "1")
+    log = tmp_path / "b" / "log.jsonl"
     deadline = time.monotonic() + 240
     while not (log.exists() and len(log.read_text().splitlines()) >= 4):
         assert time.monotonic() < deadline and broken.poll() is None, broken.communicate()[0]
         time.sleep(0.02)
     broken.send_signal(signal.SIGKILL)
     broken.communicate()
-    rest = _run(tmp_path / 'b', folder, '--save-every', '1', '--log-every', '1')
+    rest = _run(tmp_path / "b", folder, "--save-every", "1", "--log-every", "1")
     output, _ = rest.communicate(timeout=240)
     assert rest.returncode == 0, output
 
     def losses(path):
         """Loss of each step, the last word where a step was done twice."""
-        return {line['step']: line['loss'] for line in map(json.loads, path.read_text().splitlines())}
+        return {line["step"]: line["loss"] for line in map(json.loads, path.read_text().splitlines())}
 
-    a, b = losses(tmp_path / 'a' / 'log.jsonl'), losses(log)
+    a, b = losses(tmp_path / "a" / "log.jsonl"), losses(log)
     assert sorted(a) == sorted(b) == list(range(1, 11))
     np.testing.assert_allclose([b[i] for i in sorted(b)], [a[i] for i in sorted(a)], rtol=1e-4)
 
@@ -162,23 +184,30 @@ def test_a_killed_run_continues_with_the_same_losses(tmp_path, pool):
 @pytest.mark.timeout(500)
 def test_a_term_signal_saves_and_says_how_to_continue(tmp_path, pool):
     folder = os.path.dirname(pool.frames.filename)
-    run = _run(tmp_path / 'c', folder, '--steps', '100000', '--log-every', '1', '--save-every', '100000')
-    log = tmp_path / 'c' / 'log.jsonl'
+    run = _run(tmp_path / "c", folder, "--steps", "100000", "--log-every", "1", "--save-every", "100000")
+    log = tmp_path / "c" / "log.jsonl"
     deadline = time.monotonic() + 240
     while not log.exists():
         assert time.monotonic() < deadline and run.poll() is None, run.communicate()[0]
         time.sleep(0.05)
     run.terminate()
     output, _ = run.communicate(timeout=60)
-    assert run.returncode == 130 and 'continues' in output and 'Traceback' not in output
-    assert (tmp_path / 'c' / 'last.safetensors').exists()
+    assert run.returncode == 130 and "continues" in output and "Traceback" not in output
+    assert (tmp_path / "c" / "last.safetensors").exists()
 
 
-@pytest.mark.parametrize('arguments, words', [
-    (['--steps', '0'], 'steps'), (['--preset', 'huge'], 'huge'), (['--tasks', '1,2'], 'three'), (['--tasks', 'a,b,c'], 'a,b,c')])
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--steps", "0"], "steps"),
+        (["--preset", "huge"], "huge"),
+        (["--tasks", "1,2"], "three"),
+        (["--tasks", "a,b,c"], "a,b,c"),
+    ],
+)
 def test_bad_arguments_end_with_2_and_one_line(tmp_path, pool, arguments, words, capsys):
     from rays_as_pixels_training.train import main
 
-    assert main(['--out', str(tmp_path / 'x'), '--pool', os.path.dirname(pool.frames.filename), *arguments]) == 2
+    assert main(["--out", str(tmp_path / "x"), "--pool", os.path.dirname(pool.frames.filename), *arguments]) == 2
     err = capsys.readouterr().err
     assert words in err and len(err.strip().splitlines()) == 1

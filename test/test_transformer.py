@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The joint transformer: shapes, positions, what may depend on what, and the solver."""
+
 import pytest
 import torch
+
 from rays_as_pixels_model.config import PRESETS, CodecConfig, ConfigError, ModelConfig, TransformerConfig, preset
 from rays_as_pixels_model.joint import RaysAsPixels
 from rays_as_pixels_model.layers import rotary_angles, rotate
@@ -9,8 +11,14 @@ from rays_as_pixels_model.sampler import Cancelled, euler
 from rays_as_pixels_model.schedule import add_noise, draw_times, time_grid
 from rays_as_pixels_model.transformer import token_positions
 
-SMALL = ModelConfig('test', frames=5, height=32, width=64, codec=CodecConfig(channels=20),
-                    transformer=TransformerConfig(width=24, depth=2, heads=2, ffn_width=32))
+SMALL = ModelConfig(
+    "test",
+    frames=5,
+    height=32,
+    width=64,
+    codec=CodecConfig(channels=20),
+    transformer=TransformerConfig(width=24, depth=2, heads=2, ffn_width=32),
+)
 
 
 def stirred(config=SMALL, seed=0):
@@ -31,7 +39,7 @@ def inputs(model, groups, batch=2, seed=1):
     return z, r, t_z, t_r, torch.zeros(batch, dtype=torch.int64), groups
 
 
-@pytest.mark.parametrize('groups', [(1, 4), (1, 1, 1), (1,), (1, 4, 4)])
+@pytest.mark.parametrize("groups", [(1, 4), (1, 1, 1), (1,), (1, 4, 4)])
 def test_velocities_have_the_shapes_of_their_latents(groups):
     model = stirred()
     args = inputs(model, groups)
@@ -85,32 +93,35 @@ def test_rotary_products_depend_on_differences_of_positions():
 def test_ray_tokens_sit_in_the_middle_of_the_video_tokens_they_cover():
     z, r = token_positions((1, 4), 4, 6)
     assert z.shape == (2 * 24, 3) and r.shape == (5 * 6, 3)
-    assert z[24:, 0].unique().tolist() == [2.5]          # a latent frame of four sits at their mean
+    assert z[24:, 0].unique().tolist() == [2.5]  # a latent frame of four sits at their mean
     covered = z[:24][(z[:24, 1] < 2) & (z[:24, 2] < 2)]
     torch.testing.assert_close(covered[:, 1:].mean(0), r[0, 1:])
 
 
-@pytest.mark.parametrize('name', PRESETS)
+@pytest.mark.parametrize("name", PRESETS)
 def test_presets_build_on_the_meta_device(name):
-    with torch.device('meta'):
+    with torch.device("meta"):
         count = sum(p.numel() for p in RaysAsPixels(preset(name)).parameters())
-    assert {'micro': 1e6 < count < 4e6, 'tiny': 15e6 < count < 25e6}[name], count
+    assert {"micro": 1e6 < count < 4e6, "tiny": 15e6 < count < 25e6}[name], count
 
 
-@pytest.mark.parametrize('bad, words', [
-    (lambda: preset('huge'), 'micro'),
-    (lambda: TransformerConfig(width=30, heads=4), '30'),
-    (lambda: TransformerConfig(prediction='noise'), 'noise'),
-    (lambda: ModelConfig('x', 6, 64, 96, CodecConfig(), TransformerConfig()), 'got 6'),
-    (lambda: ModelConfig('x', 5, 60, 96, CodecConfig(), TransformerConfig()), '60x96'),
-    (lambda: ModelConfig.from_dict({'preset': 'x', 'speed': 3}), 'speed'),
-])
+@pytest.mark.parametrize(
+    "bad, words",
+    [
+        (lambda: preset("huge"), "micro"),
+        (lambda: TransformerConfig(width=30, heads=4), "30"),
+        (lambda: TransformerConfig(prediction="noise"), "noise"),
+        (lambda: ModelConfig("x", 6, 64, 96, CodecConfig(), TransformerConfig()), "got 6"),
+        (lambda: ModelConfig("x", 5, 60, 96, CodecConfig(), TransformerConfig()), "60x96"),
+        (lambda: ModelConfig.from_dict({"preset": "x", "speed": 3}), "speed"),
+    ],
+)
 def test_bad_configurations_are_named(bad, words):
     with pytest.raises(ConfigError, match=words):
         bad()
 
 
-@pytest.mark.parametrize('steps', [1, 2, 7])
+@pytest.mark.parametrize("steps", [1, 2, 7])
 def test_euler_is_exact_on_straight_lines_and_keeps_what_is_clean(steps):
     z1, r1 = torch.randn(2, 3, 4), torch.randn(2, 5, 4)
     z0, r0 = torch.randn(2, 3, 4), torch.randn(2, 5, 4)
@@ -138,7 +149,7 @@ def test_a_refused_step_stops_at_once():
 
     x = torch.randn(1, 2, 3)
     clean = torch.zeros(1, 2, dtype=torch.bool)
-    with pytest.raises(Cancelled, match='step 2 of 10'):
+    with pytest.raises(Cancelled, match="step 2 of 10"):
         euler(velocity, x, x, clean, clean, 10, on_step=lambda step, total, z, r: step < 2)
     assert len(calls) == 2
 
@@ -146,7 +157,7 @@ def test_a_refused_step_stops_at_once():
 def test_times():
     grid = time_grid(4, shift=3.0)
     assert grid[0] == 0 and grid[-1] == 1 and (grid.diff() > 0).all() and grid[1] < 0.25
-    with pytest.raises(ValueError, match='0'):
+    with pytest.raises(ValueError, match="0"):
         time_grid(0)
     drawn = draw_times(4000, torch.Generator().manual_seed(0))
     assert 0 <= drawn.min() and drawn.max() <= 0.9 and 0.5 < (drawn <= 0.05).float().mean() < 0.7

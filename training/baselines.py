@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What costs nothing, to stand beside the model: identity, constant velocity, copy the nearest frame, rotation warp."""
+
 from __future__ import annotations
 
 import numpy as np
 
 from rays_as_pixels_model.comparison import rotation_warp
 
-__all__ = ['constant_velocity', 'rotation_warp']
+__all__ = ["constant_velocity", "rotation_warp"]
 
 
 def constant_velocity(T_before: np.ndarray, steps: int) -> np.ndarray:

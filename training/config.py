@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a training run is made of."""
+
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
@@ -11,12 +12,13 @@ class TrainConfig:
 
     Attributes:
         tasks: shares of pose estimation, view synthesis and joint generation among the steps.
+        pose_at_start: share of pose steps whose rays are all but pure noise, where one-step sampling starts.
         known_intrinsics: share of pose steps in which the reference frame's rays (its intrinsics) are given.
         decay: share of the steps, at the end, over which the learning rate falls to zero; before it is constant, so a
             run can be continued from its last constant step.
     """
 
-    preset: str = 'micro'
+    preset: str = "micro"
     steps: int = 20_000
     batch: int = 64
     lr: float = 2e-3
@@ -28,6 +30,7 @@ class TrainConfig:
     cosine_weight: float = 0.5
     tasks: tuple[float, float, float] = (0.6, 0.28, 0.12)
     known_intrinsics: float = 0.8
+    pose_at_start: float = 0.75
     view_frames: int = 3
     max_stride: int = 3
     slots: int = 24_000
@@ -36,10 +39,12 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch < 1 or not 0 <= self.decay <= 1 or self.warmup < 0:
-            raise ValueError(f'steps and batch must be at least 1, warmup at least 0 and decay in [0, 1], got steps '
-                             f'{self.steps}, batch {self.batch}, warmup {self.warmup}, decay {self.decay}')
+            raise ValueError(
+                f"steps and batch must be at least 1, warmup at least 0 and decay in [0, 1], got steps "
+                f"{self.steps}, batch {self.batch}, warmup {self.warmup}, decay {self.decay}"
+            )
         if len(self.tasks) != 3 or min(self.tasks) < 0 or sum(self.tasks) <= 0:
-            raise ValueError(f'tasks needs three shares (pose, views, joint), not all zero, got {self.tasks}')
+            raise ValueError(f"tasks needs three shares (pose, views, joint), not all zero, got {self.tasks}")
 
     def learning_rate(self, step: int) -> float:
         """Warm up, hold, then fall linearly to zero."""

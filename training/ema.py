@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Exponential moving average of the weights: what evaluation and checkpoints use."""
+
 from __future__ import annotations
 
 import copy

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fit the linear codec and the latent statistics to rendered clips: once, before training."""
+
 from __future__ import annotations
 
 import numpy as np

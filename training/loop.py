@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The training loop: one step a batch of one task, average of the weights, resume, progress, evaluation."""
+
 from __future__ import annotations
 
 import json
@@ -24,21 +25,23 @@ from .optimizer import Muon
 from .state import load_state, save_state
 from .tasks import TASKS, TaskBatch, draw_task, noised
 
-STATE = 'last.safetensors'
+STATE = "last.safetensors"
 
 
 def make_optimizers(model: RaysAsPixels, config: TrainConfig) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of the blocks, AdamW for the rest (docs/training_log.md compares them)."""
-    matrices = [p for n, p in model.transformer.blocks.named_parameters() if p.ndim == 2 and 'modulation' not in n]
+    matrices = [p for n, p in model.transformer.blocks.named_parameters() if p.ndim == 2 and "modulation" not in n]
     chosen = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if id(p) not in chosen]
-    return [Muon(matrices, lr=config.lr, weight_decay=config.weight_decay),
-            torch.optim.AdamW(rest, lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.98))]
+    return [
+        Muon(matrices, lr=config.lr, weight_decay=config.weight_decay),
+        torch.optim.AdamW(rest, lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.98)),
+    ]
 
 
 def bf16_pays(device: torch.device) -> bool:
     """Whether a bfloat16 matrix product is faster than float32 here: measured, since CPUs differ by a factor of 100."""
-    if device.type == 'cuda':
+    if device.type == "cuda":
         return True
 
     def seconds(dtype: torch.dtype) -> float:
@@ -55,7 +58,7 @@ def bf16_pays(device: torch.device) -> bool:
 class Trainer:
     """Everything a run needs; `run` trains to the last step."""
 
-    def __init__(self, config: TrainConfig, pool, out: Path, device: str = 'cpu', compile_model: bool = False) -> None:
+    def __init__(self, config: TrainConfig, pool, out: Path, device: str = "cpu", compile_model: bool = False) -> None:
         self.config, self.pool, self.out = config, pool, Path(out)
         self.device = torch.device(device)
         self.out.mkdir(parents=True, exist_ok=True)
@@ -63,8 +66,10 @@ class Trainer:
         self.model = RaysAsPixels(preset(config.preset))
         wanted = (self.model.config.height, self.model.config.width)
         if (pool.config.height, pool.config.width) != wanted:
-            raise ValueError(f'clips are {pool.config.height}x{pool.config.width}, but preset {config.preset!r} takes '
-                             f'{wanted[0]}x{wanted[1]}')
+            raise ValueError(
+                f"clips are {pool.config.height}x{pool.config.width}, but preset {config.preset!r} takes "
+                f"{wanted[0]}x{wanted[1]}"
+            )
         self.step, self.windows_seen, self.seconds = 0, 0, 0.0
         self.usual_loss: dict[str, float] = {}
         fresh = not (self.out / STATE).exists()
@@ -75,10 +80,12 @@ class Trainer:
         self.optimizers = make_optimizers(self.model, config)
         if not fresh:
             facts = load_state(self.out / STATE, self.model, self.ema.model, self.optimizers)
-            self.step, self.windows_seen, self.seconds = facts['step'], facts['windows_seen'], facts['seconds']
-            self.usual_loss = facts.get('usual_loss', {})
+            self.step, self.windows_seen, self.seconds = facts["step"], facts["windows_seen"], facts["seconds"]
+            self.usual_loss = facts.get("usual_loss", {})
         self.autocast = bf16_pays(self.device)
-        self._net: nn.Module | Callable = torch.compile(self.model.transformer) if compile_model else self.model.transformer
+        self._net: nn.Module | Callable = (
+            torch.compile(self.model.transformer) if compile_model else self.model.transformer
+        )
 
     def loss(self, batch: TaskBatch) -> torch.Tensor:
         """Loss of one batch at the current weights."""
@@ -87,14 +94,15 @@ class Trainer:
         (z, r), (u_z, u_r) = noised(self.model, batch, generator)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
             v_z, v_r = self._net(z, r, batch.t_z, batch.t_r, batch.windows.reference, batch.groups)
-        return (velocity_loss(v_z.float(), u_z, batch.t_z < 1, patch, weight)
-                + velocity_loss(v_r.float(), u_r, batch.t_r < 1, patch, weight))
+        return velocity_loss(v_z.float(), u_z, batch.t_z < 1, patch, weight) + velocity_loss(
+            v_r.float(), u_r, batch.t_r < 1, patch, weight
+        )
 
     def train_step(self, batch: TaskBatch) -> float:
         """One update; returns the loss."""
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group['lr'] = self.config.learning_rate(self.step)
+                group["lr"] = self.config.learning_rate(self.step)
         loss = self.loss(batch)
         # The tasks' losses differ by a factor of ten; each is taken relative to its own recent size, or pose would
         # hardly be heard among the gradients of the others.
@@ -112,18 +120,33 @@ class Trainer:
 
     def save(self) -> None:
         """Write the state to continue from."""
-        facts = {'step': self.step, 'windows_seen': self.windows_seen, 'seconds': self.seconds,
-                 'usual_loss': self.usual_loss, 'config': self.config.to_dict()}
+        facts = {
+            "step": self.step,
+            "windows_seen": self.windows_seen,
+            "seconds": self.seconds,
+            "usual_loss": self.usual_loss,
+            "config": self.config.to_dict(),
+        }
         save_state(self.out / STATE, self.model, self.ema.model, self.optimizers, facts)
 
     def export(self, folder: Path, card: str) -> Path:
         """Write the averaged weights as a checkpoint."""
-        training = {'step': self.step, 'windows_seen': self.windows_seen, 'seconds': round(self.seconds),
-                    **self.config.to_dict()}
+        training = {
+            "step": self.step,
+            "windows_seen": self.windows_seen,
+            "seconds": round(self.seconds),
+            **self.config.to_dict(),
+        }
         return save_checkpoint(folder, self.ema.model, card, training)
 
-    def run(self, *, save_every: int = 500, log_every: int = 50, on_log: Callable[[dict], None] | None = None,
-            stop: Callable[[], bool] = lambda: False) -> None:
+    def run(
+        self,
+        *,
+        save_every: int = 500,
+        log_every: int = 50,
+        on_log: Callable[[dict], None] | None = None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> None:
         """Train to config.steps; saves on the way, at the end and on an interrupt."""
         recent = {task: deque(maxlen=200) for task in TASKS}
         try:
@@ -133,8 +156,10 @@ class Trainer:
                 batch = to_device(batch, self.device)
                 loss = self.train_step(batch)
                 if not np.isfinite(loss):
-                    raise FloatingPointError(f'the loss is {loss} at step {self.step} ({batch.task}); lower lr '
-                                             f'({self.config.lr}) and continue from {self.out / STATE}')
+                    raise FloatingPointError(
+                        f"the loss is {loss} at step {self.step} ({batch.task}); lower lr "
+                        f"({self.config.lr}) and continue from {self.out / STATE}"
+                    )
                 recent[batch.task].append(loss)
                 self.seconds += time.perf_counter() - start
                 if self.step % log_every == 0:
@@ -149,23 +174,31 @@ class Trainer:
         self.save()
 
     def _ready(self) -> np.ndarray:
-        if self.step % 100 == 0 or not hasattr(self, '_slots'):
+        if self.step % 100 == 0 or not hasattr(self, "_slots"):
             self._slots = self.pool.ready()
         return self._slots
 
     def _log(self, recent: dict[str, deque], loss: float, on_log: Callable[[dict], None] | None) -> None:
-        line = {'step': self.step, 'windows': self.windows_seen, 'seconds': round(self.seconds, 1),
-                'clips': len(self._slots), 'loss': loss, **{f'loss/{k}': round(float(np.mean(v)), 4) for k, v in recent.items() if v}}
-        with open(self.out / 'log.jsonl', 'a') as file:
-            file.write(json.dumps(line) + '\n')
+        line = {
+            "step": self.step,
+            "windows": self.windows_seen,
+            "seconds": round(self.seconds, 1),
+            "clips": len(self._slots),
+            "loss": loss,
+            **{f"loss/{k}": round(float(np.mean(v)), 4) for k, v in recent.items() if v},
+        }
+        with open(self.out / "log.jsonl", "a") as file:
+            file.write(json.dumps(line) + "\n")
         if on_log is not None:
             on_log(line)
 
 
 def to_device(batch: TaskBatch, device: torch.device) -> TaskBatch:
     """Move a batch."""
-    if device.type == 'cpu':
+    if device.type == "cpu":
         return batch
     w = batch.windows
-    moved = type(w)(w.frames.to(device), w.T_reference_camera.to(device), w.intrinsics.to(device), w.reference.to(device))
+    moved = type(w)(
+        w.frames.to(device), w.T_reference_camera.to(device), w.intrinsics.to(device), w.reference.to(device)
+    )
     return TaskBatch(batch.task, moved, batch.groups, batch.t_z.to(device), batch.t_r.to(device))

@@ -7,6 +7,7 @@
 | views | sources clean, targets noise | clean                                       |
 | joint | first frame clean, rest noise | noise, or clean (camera-controlled video)  |
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from rays_as_pixels_model.schedule import add_noise, draw_times
 from .config import TrainConfig
 from .data.windows import WindowBatch, cut_windows
 
-TASKS = ('pose', 'views', 'joint')
+TASKS = ("pose", "views", "joint")
 
 
 @dataclass(frozen=True)
@@ -42,19 +43,20 @@ def draw_task(pool, ready: np.ndarray, config: TrainConfig, model_config, step: 
     task = TASKS[rng.choice(3, p=np.asarray(config.tasks) / sum(config.tasks))]
     slots = rng.choice(ready, config.batch)
     b = config.batch
-    if task == 'views':
+    if task == "views":
         groups = (1,) * config.view_frames
-        sources = rng.integers(1, config.view_frames, b)               # the first 1 .. T - 1 frames are sources
+        sources = rng.integers(1, config.view_frames, b)  # the first 1 .. T - 1 frames are sources
         windows = cut_windows(pool, slots, rng, config.view_frames, scattered=True, references=1)
         times = draw_times(b, generator)[:, None].expand(b, config.view_frames)
         is_source = torch.arange(config.view_frames)[None] < torch.from_numpy(sources)[:, None]
         return TaskBatch(task, windows, groups, torch.where(is_source, 1.0, times), torch.ones(b, config.view_frames))
     groups = model_config.groups
-    windows = cut_windows(pool, slots, rng, model_config.frames, max_stride=config.max_stride,
-                          references=None if task == 'pose' else 1)
+    windows = cut_windows(
+        pool, slots, rng, model_config.frames, max_stride=config.max_stride, references=None if task == "pose" else 1
+    )
     frames, latents = model_config.frames, len(groups)
-    t_r = draw_times(b, generator)[:, None].repeat(1, frames)
-    if task == 'pose':
+    t_r = draw_times(b, generator, config.pose_at_start if task == "pose" else 0.5)[:, None].repeat(1, frames)
+    if task == "pose":
         known = torch.from_numpy(rng.random(b) < config.known_intrinsics)
         t_r[torch.arange(b)[known], windows.reference[known]] = 1.0
         return TaskBatch(task, windows, groups, torch.ones(b, latents), t_r)
@@ -65,7 +67,9 @@ def draw_task(pool, ready: np.ndarray, config: TrainConfig, model_config, step: 
     return TaskBatch(task, windows, groups, t_z, t_r)
 
 
-def noised(model: RaysAsPixels, batch: TaskBatch, generator: torch.Generator) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+def noised(
+    model: RaysAsPixels, batch: TaskBatch, generator: torch.Generator
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Return (z_t, r_t) and the target velocities (z, r) of a batch."""
     z1 = model.encode_frames(batch.windows.frames, batch.groups)
     r1 = model.encode_rays(batch.windows.raxels())

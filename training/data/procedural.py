@@ -4,6 +4,7 @@
 The trainer reads random slots of the pool and never waits for the renderer: a step stays compute-bound, and how often a
 clip is seen is set by how many workers render beside it. A slot is one clip of consecutive frames.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -17,7 +18,7 @@ import numpy as np
 
 from rays_as_pixels_model.geometry import Intrinsics
 
-HELD_OUT_SEED = 1 << 40          # scenes from here on are never rendered for training
+HELD_OUT_SEED = 1 << 40  # scenes from here on are never rendered for training
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,8 @@ class ClipConfig:
 
 @dataclass(frozen=True)
 class Clip:
-    """frames (T, H, W, 3) uint8; T_world_camera (T, 4, 4); intrinsics; scene_scale (T,), metres: the harmonic mean depth
-    of each frame, which is the unit of the model when that frame is the reference."""
+    """frames (T, H, W, 3) uint8; T_world_camera (T, 4, 4); intrinsics; scene_scale (T,), metres: the harmonic mean
+    depth of each frame, which is the unit of the model when that frame is the reference."""
 
     frames: np.ndarray
     T_world_camera: np.ndarray
@@ -61,27 +62,32 @@ class ClipPool:
 
     def __init__(self, folder: Path, config: ClipConfig | None = None, slots: int | None = None) -> None:
         folder = Path(folder)
-        about = folder / 'pool.json'
+        about = folder / "pool.json"
         if about.exists():
             stored = json.loads(about.read_text())
-            stored_config = ClipConfig(**{**stored['clip'], 'fov_deg': tuple(stored['clip']['fov_deg'])})
+            stored_config = ClipConfig(**{**stored["clip"], "fov_deg": tuple(stored["clip"]["fov_deg"])})
             if config is not None and config != stored_config:
-                raise ValueError(f'{folder} holds clips of {stored_config}, not of {config}: name another folder')
-            config, slots, mode = stored_config, stored['slots'], 'r+'
+                raise ValueError(f"{folder} holds clips of {stored_config}, not of {config}: name another folder")
+            config, slots, mode = stored_config, stored["slots"], "r+"
         elif config is None or slots is None:
-            raise ValueError(f'{folder} is no pool of clips: {about.name} is missing')
+            raise ValueError(f"{folder} is no pool of clips: {about.name} is missing")
         else:
             folder.mkdir(parents=True, exist_ok=True)
-            mode = 'w+'
+            mode = "w+"
         t = config.frames
-        shapes = {'frames': (np.uint8, (slots, t, config.height, config.width, 3)), 'poses': (np.float64, (slots, t, 4, 4)),
-                  'intrinsics': (np.float32, (slots, 4)), 'scales': (np.float32, (slots, t)), 'filled': (np.uint8, (slots,))}
+        shapes = {
+            "frames": (np.uint8, (slots, t, config.height, config.width, 3)),
+            "poses": (np.float64, (slots, t, 4, 4)),
+            "intrinsics": (np.float32, (slots, 4)),
+            "scales": (np.float32, (slots, t)),
+            "filled": (np.uint8, (slots,)),
+        }
         for name, (dtype, shape) in shapes.items():
-            setattr(self, name, np.memmap(folder / f'{name}.bin', dtype, mode, shape=shape))
+            setattr(self, name, np.memmap(folder / f"{name}.bin", dtype, mode, shape=shape))
         self.config, self.slots = config, slots
-        if mode == 'w+':
-            temporary = about.with_suffix('.tmp')
-            temporary.write_text(json.dumps({'clip': asdict(config), 'slots': slots}))
+        if mode == "w+":
+            temporary = about.with_suffix(".tmp")
+            temporary.write_text(json.dumps({"clip": asdict(config), "slots": slots}))
             os.replace(temporary, about)
 
     def write(self, slot: int, clip: Clip) -> None:
@@ -97,8 +103,18 @@ class ClipPool:
         return np.flatnonzero(self.filled)
 
 
-def fill(folder: Path, *, slots: int | None, first_seed: int, stride: int, offset: int, textures: str | None,
-         config: ClipConfig | None = None, limit: int | None = None, parent: int | None = None) -> None:
+def fill(
+    folder: Path,
+    *,
+    slots: int | None,
+    first_seed: int,
+    stride: int,
+    offset: int,
+    textures: str | None,
+    config: ClipConfig | None = None,
+    limit: int | None = None,
+    parent: int | None = None,
+) -> None:
     """Render clips into the pool until `limit` (None: for ever, or until the parent process is gone).
 
     Worker `offset` of `stride` writes the slots and seeds of its own residue class, so workers never meet.
@@ -109,7 +125,7 @@ def fill(folder: Path, *, slots: int | None, first_seed: int, stride: int, offse
 
     torch.set_num_threads(1)
     pool = ClipPool(folder, config, slots)
-    bank = TextureBank.default(split='train', folder=textures)
+    bank = TextureBank.default(split="train", folder=textures)
     number = offset
     while limit is None or number < limit:
         if parent is not None and os.getppid() != parent:
@@ -120,7 +136,7 @@ def fill(folder: Path, *, slots: int | None, first_seed: int, stride: int, offse
             continue
         try:
             clip = make_clip(first_seed + number, bank, pool.config)
-        except ValueError:           # a scene without free space for a camera: the next seed takes its slot
+        except ValueError:  # a scene without free space for a camera: the next seed takes its slot
             first_seed += pool.slots
             continue
         pool.write(slot, clip)
@@ -129,23 +145,31 @@ def fill(folder: Path, *, slots: int | None, first_seed: int, stride: int, offse
 
 def main(argv: list[str] | None = None) -> int:
     """Fill a pool from the command line."""
-    parser = argparse.ArgumentParser(description='Render procedural clips into a pool.')
-    parser.add_argument('folder', type=Path)
-    parser.add_argument('--slots', type=int, default=None, help='size of a new pool; an existing one knows its own')
-    parser.add_argument('--first-seed', type=int, default=0)
-    parser.add_argument('--stride', type=int, default=1)
-    parser.add_argument('--offset', type=int, default=0)
-    parser.add_argument('--limit', type=int)
-    parser.add_argument('--textures')
-    parser.add_argument('--with-parent', action='store_true', help='end when the process that started this one does')
+    parser = argparse.ArgumentParser(description="Render procedural clips into a pool.")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--slots", type=int, default=None, help="size of a new pool; an existing one knows its own")
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--stride", type=int, default=1)
+    parser.add_argument("--offset", type=int, default=0)
+    parser.add_argument("--limit", type=int)
+    parser.add_argument("--textures")
+    parser.add_argument("--with-parent", action="store_true", help="end when the process that started this one does")
     args = parser.parse_args(argv)
     start = time.time()
-    fill(args.folder, slots=args.slots, config=ClipConfig() if args.slots else None, first_seed=args.first_seed, stride=args.stride, offset=args.offset,
-         textures=args.textures, limit=args.limit,
-         parent=os.getppid() if args.with_parent else None)
-    print(f'{args.limit} clips in {time.time() - start:.0f} s')
+    fill(
+        args.folder,
+        slots=args.slots,
+        config=ClipConfig() if args.slots else None,
+        first_seed=args.first_seed,
+        stride=args.stride,
+        offset=args.offset,
+        textures=args.textures,
+        limit=args.limit,
+        parent=os.getppid() if args.with_parent else None,
+    )
+    print(f"{args.limit} clips in {time.time() - start:.0f} s")
     return 0
 
 
-if __name__ == '__main__':
+if __name__ == "__main__":
     raise SystemExit(main())

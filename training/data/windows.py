@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Windows for training and evaluation, cut from clips: stride, direction, reference frame and augmentation.
 
-Axes: B batch, T frames, H W pixels. Cameras are camera to reference frame, with the harmonic mean depth of the reference
-frame as the unit of length.
+Axes: B batch, T frames, H W pixels. Cameras are camera to reference frame, with the harmonic mean depth of the
+reference frame as the unit of length.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -29,8 +30,14 @@ class WindowBatch:
     def raxels(self) -> Tensor:
         """Return the raxel images (B, T, H/2, W/2, 3) float32."""
         height, width = self.frames.shape[2:4]
-        return make_raxels_batch(self.T_reference_camera[..., :3, :3].float(), self.T_reference_camera[..., :3, 3].float(),
-                                 self.intrinsics, (width, height), height // 2, width // 2)
+        return make_raxels_batch(
+            self.T_reference_camera[..., :3, :3].float(),
+            self.T_reference_camera[..., :3, 3].float(),
+            self.intrinsics,
+            (width, height),
+            height // 2,
+            width // 2,
+        )
 
 
 def relative_poses(T_world_camera: np.ndarray, scales: np.ndarray, reference: np.ndarray) -> np.ndarray:
@@ -41,8 +48,17 @@ def relative_poses(T_world_camera: np.ndarray, scales: np.ndarray, reference: np
     return T
 
 
-def cut_windows(pool, slots: np.ndarray, rng: np.random.Generator, frames: int, *, scattered: bool = False,
-                augment: bool = True, max_stride: int = 3, references: int | None = None) -> WindowBatch:
+def cut_windows(
+    pool,
+    slots: np.ndarray,
+    rng: np.random.Generator,
+    frames: int,
+    *,
+    scattered: bool = False,
+    augment: bool = True,
+    max_stride: int = 3,
+    references: int | None = None,
+) -> WindowBatch:
     """Cut one window from each slot of a pool of clips.
 
     Args:
@@ -56,14 +72,14 @@ def cut_windows(pool, slots: np.ndarray, rng: np.random.Generator, frames: int, 
     total = pool.frames.shape[1]
     count = len(slots)
     if scattered:
-        index = np.argsort(rng.random((count, total)), axis=1)[:, :frames]                          # (B, T)
+        index = np.argsort(rng.random((count, total)), axis=1)[:, :frames]  # (B, T)
     else:
         stride = rng.integers(1, min(max_stride, (total - 1) // (frames - 1)) + 1, count)
         start = (rng.random(count) * (total - stride * (frames - 1))).astype(int)
         index = start[:, None] + stride[:, None] * np.arange(frames)
         flip = rng.random(count) < 0.5
         index[flip] = index[flip, ::-1]
-    order = np.argsort(slots, kind='stable')                                # read the file in order
+    order = np.argsort(slots, kind="stable")  # read the file in order
     picture = np.empty((count, frames, *pool.frames.shape[2:]), np.uint8)
     for row in order:
         picture[row] = pool.frames[slots[row], index[row]]
@@ -88,8 +104,12 @@ def _recolour(video: Tensor, rng: np.random.Generator) -> Tensor:
     count = len(video)
     mix = np.zeros((count, 3, 3), np.float32)
     permutation = np.argsort(rng.random((count, 3)), axis=1)
-    gain = rng.uniform(0.6, 1.2, (count, 1)) * rng.uniform(0.9, 1.1, (count, 3)) * rng.choice([1, -1], (count, 1), p=[0.85, 0.15])
+    gain = (
+        rng.uniform(0.6, 1.2, (count, 1))
+        * rng.uniform(0.9, 1.1, (count, 3))
+        * rng.choice([1, -1], (count, 1), p=[0.85, 0.15])
+    )
     np.put_along_axis(mix, permutation[:, None], gain[:, None].astype(np.float32), axis=1)
     offset = torch.from_numpy(rng.uniform(-0.15, 0.15, (count, 1, 1, 3)).astype(np.float32))
-    flat = video.flatten(1, 3)                                                                  # (B, T H W, 3)
+    flat = video.flatten(1, 3)  # (B, T H W, 3)
     return (torch.bmm(flat, torch.from_numpy(mix)) + offset.flatten(1, 2)).clamp_(-1, 1).view_as(video)
