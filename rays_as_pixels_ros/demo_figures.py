@@ -61,9 +61,10 @@ class View:
         return f"{turn:.1f} deg\n{move:.2f} depth"
 
 
-def make_track(record) -> Track:
-    """Order the recorded poses; the truth is used only if every pose has one."""
+def make_track(record, seconds: float = np.inf) -> Track:
+    """Order the recorded poses of the first `seconds` of images; the truth is used only if every pose has one."""
     stamps = sorted(record.poses)
+    stamps = [stamp for stamp in stamps if stamp - stamps[0] <= seconds * 1e9]
     known = all(stamp in record.truth for stamp in stamps)
     truth = np.stack([record.truth[stamp] for stamp in stamps]) if known and stamps else None
     return Track(np.array(stamps, dtype=np.int64), np.stack([record.poses[stamp] for stamp in stamps]), truth)
@@ -95,12 +96,12 @@ def make_views(
     return views
 
 
-def summarise(runtime: str, track: Track, views: list[View], window: int, pose_times, goal_times) -> dict:
+def summarise(runtime: str, track: Track, views: list[View], window: int, pose_times: dict, goal_times) -> dict:
     """Return what summary.json holds; figures that need a truth nobody knows are None.
 
     Args:
         window: frames of the model's window; a motion is that of its last frame against its first.
-        pose_times: (T,) when each pose came, seconds. goal_times: seconds of each answered goal.
+        pose_times: by stamp, when a pose came, seconds. goal_times: seconds of each answered goal.
     """
     errors = {}
     if track.T_world_camera is not None and len(track.stamps) > 1:
@@ -110,7 +111,8 @@ def summarise(runtime: str, track: Track, views: list[View], window: int, pose_t
     def mean_psnr(name: str) -> float | None:
         return float(np.mean([psnr(getattr(view, name), view.truth) for view in judged])) if judged else None
 
-    took = pose_times[-1] - pose_times[0] if len(pose_times) > 1 else 0.0
+    came = [pose_times[stamp] for stamp in track.stamps.tolist()]
+    took = came[-1] - came[0]
     return {
         "runtime": runtime,
         "pose": {
@@ -126,7 +128,7 @@ def summarise(runtime: str, track: Track, views: list[View], window: int, pose_t
             "psnr_rotation_warp": mean_psnr("warp"),
         },
         "timing": {
-            "pose_frames_per_s": (len(pose_times) - 1) / took if took > 0 else None,
+            "pose_frames_per_s": (len(came) - 1) / took if took > 0 else None,
             "seconds_per_view": float(sum(goal_times) / len(views)) if goal_times and views else None,
         },
     }

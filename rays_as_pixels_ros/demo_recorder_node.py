@@ -37,7 +37,7 @@ class Record:
 
     Attributes:
         images: (H, W, 3) uint8 and their camera.
-        poses: T_map_camera. pose_times: when each came, seconds (monotonic).
+        poses: T_map_camera. pose_times: when it came, seconds (monotonic).
         truth: T_world_camera.
         raxels: decoded raxel picture (h, w, 3) uint8 of the window that ends with this image.
         views: (stamp of the source image, (H, W, 3) uint8 view, its camera), in order.
@@ -47,7 +47,7 @@ class Record:
 
     images: dict[int, tuple[np.ndarray, Intrinsics]] = field(default_factory=dict)
     poses: dict[int, np.ndarray] = field(default_factory=dict)
-    pose_times: list[float] = field(default_factory=list)
+    pose_times: dict[int, float] = field(default_factory=dict)
     truth: dict[int, np.ndarray] = field(default_factory=dict)
     raxels: dict[int, np.ndarray] = field(default_factory=dict)
     views: list[tuple[int, np.ndarray, Intrinsics]] = field(default_factory=list)
@@ -110,8 +110,9 @@ class DemoRecorderNode(Node):
                 self.record.truth[stamp] = conversions.transform_to_matrix(transform.transform)
 
     def _on_pose(self, message: PoseWithCovarianceStamped) -> None:
-        self.record.poses[conversions.stamp_ns(message.header.stamp)] = conversions.pose_to_matrix(message.pose.pose)
-        self.record.pose_times.append(time.monotonic())
+        stamp = conversions.stamp_ns(message.header.stamp)
+        self.record.pose_times[stamp] = time.monotonic()
+        self.record.poses[stamp] = conversions.pose_to_matrix(message.pose.pose)
 
     def _on_path(self, message: Path) -> None:
         self.record.path_length = len(message.poses)

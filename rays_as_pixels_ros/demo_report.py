@@ -45,16 +45,25 @@ def draw_trajectory(path: Path, track: Track, window: int, title: str) -> None:
     figure = _figure(12, 8 if truth is not None else 4.3)
     panels = figure.subplots(2 if truth is not None else 1, 2, squeeze=False)
     above, side = panels[0]
+    # From the side that shows more of the path: across the first camera's view, or along it.
+    extent = np.ptp((estimate if truth is None else truth)[:, :3, 3], axis=0)
+    along = int(extent[2] > extent[0])
     for name, poses, colour in (("truth", truth, _TRUTH), ("estimate", estimate, _ESTIMATE)):
         if poses is None:
             continue
         x, y, z = poses[:, :3, 3].T
-        for axes, across, up in ((above, x, z), (side, z, -y)):
+        for axes, across, up in ((above, x, z), (side, (x, z)[along], -y)):
             axes.plot(across, up, color=colour, label=name, marker=".", markersize=3)
             axes.plot(across[:1], up[:1], "o", color=colour)
     unit = "m, Sim(3) aligned" if truth is not None else "scene scale of the first window"
     above.set(xlabel="right", ylabel="forward", title=f"from above ({unit})", aspect="equal", adjustable="datalim")
-    side.set(xlabel="forward", ylabel="up", title=f"from the side ({unit})", aspect="equal", adjustable="datalim")
+    side.set(
+        xlabel=("right", "forward")[along],
+        ylabel="up",
+        title=f"from the side ({unit})",
+        aspect="equal",
+        adjustable="datalim",
+    )
     if truth is not None:
         position, rotation = panels[1]
         error = np.linalg.norm(estimate[:, :3, 3] - truth[:, :3, 3], axis=1)
@@ -82,15 +91,15 @@ def draw_views(path: Path, views: list[View], title: str) -> None:
         columns = columns[1:]
     figure = _figure(2.3 * len(columns) + 0.8, 1.62 * len(views) + 0.5)
     panels = figure.subplots(len(views), len(columns), squeeze=False)
+    for axes, (_, label) in zip(panels[0], columns, strict=True):
+        axes.set_title(label, fontsize=9)
     for row, view in zip(panels, views, strict=True):
-        for axes, (name, label) in zip(row, columns, strict=True):
+        for axes, (name, _) in zip(row, columns, strict=True):
             picture = getattr(view, name)
             if picture is not None:
                 axes.imshow(picture, interpolation="nearest")
             if view.truth is not None and name != "truth":
                 axes.set_xlabel(f"{psnr(picture, view.truth):.1f} dB", fontsize=8, labelpad=1)
-            if row is panels[0]:
-                axes.set_title(label, fontsize=9)
             axes.set(xticks=[], yticks=[])
         row[0].set_ylabel(view.caption, fontsize=8)
     figure.suptitle(title, fontsize="medium")
@@ -110,7 +119,7 @@ def draw_raxels(path: Path, record, track: Track, source: DemoSource, metres: fl
     ends = [ends[place] for place in np.unique(np.linspace(0, len(ends) - 1, rows).round().astype(int))] if ends else []
     known = track.T_world_camera is not None
     names = ["first image", "last image", "decoded raxels"]
-    names += ["true raxels", "4 x |decoded - true|", "4 x |still - true|"] * known
+    names += ["true raxels", "8 x |decoded - true|", "8 x |still - true|"] * known
     figure = _figure(2.1 * len(names), 1.55 * max(len(ends), 1) + 0.6)
     panels = figure.subplots(max(len(ends), 1), len(names), squeeze=False)
     for row, stamp in zip(panels, ends, strict=False):
@@ -140,23 +149,27 @@ def _raxel_picture(raxels: np.ndarray) -> np.ndarray:
 
 
 def _difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return np.clip(4 * np.abs(a.astype(np.int16) - b.astype(np.int16)), 0, 255).astype(np.uint8)
+    return np.clip(8 * np.abs(a.astype(np.int16) - b.astype(np.int16)), 0, 255).astype(np.uint8)
 
 
 def write_film(path: Path, record, track: Track) -> None:
-    """Write an MP4: the camera's images on the left, the trajectory from above as it grows on the right."""
+    """Write an MP4: the camera's images on the left, the trajectory as it grows on the right."""
     step = np.median(np.diff(track.stamps)) * 1e-9 if len(track.stamps) > 1 else 0.1
     write_video(path, _film(record, track), fps=float(np.clip(1.0 / max(step, 1e-3), 2.0, 30.0)))
 
 
 def _film(record, track: Track) -> Iterator[np.ndarray]:
     estimate, truth = _placed(track)
-    both = estimate if truth is None else np.concatenate([estimate, truth])
-    low, high = both[:, [0, 2], 3].min(axis=0), both[:, [0, 2], 3].max(axis=0)
+    both = (estimate if truth is None else np.concatenate([estimate, truth]))[:, :3, 3]
+    # From above, or from behind the first camera if the path climbs more than it goes forward.
+    climbs = np.ptp(both[:, 1]) > np.ptp(both[:, 2])
+    axis, seen = (1, "from behind") if climbs else (2, "from above")
+    turn = [1, 1] if climbs else [1, -1]
+    low, high = both[:, [0, axis]].min(axis=0), both[:, [0, axis]].max(axis=0)
     scale = min((size - 80) / max(extent, 1e-6) for size, extent in zip(_PANEL, high - low, strict=True))
 
     def pixels(positions: np.ndarray) -> np.ndarray:
-        flat = (positions[:, [0, 2]] - (low + high) / 2) * scale * [1, -1] + np.array(_PANEL) / 2
+        flat = (positions[:, [0, axis]] - (low + high) / 2) * scale * turn + np.array(_PANEL) / 2
         return flat.round().astype(np.int32)
 
     blue, grey = (31, 119, 180), (150, 150, 150)
@@ -171,7 +184,7 @@ def _film(record, track: Track) -> Iterator[np.ndarray]:
         tip = centre + arrow * estimate[place, :3, 2]
         start, end = (tuple(int(value) for value in point) for point in pixels(np.stack([centre, tip])))
         cv2.arrowedLine(panel, start, end, (214, 39, 40), 2, cv2.LINE_AA, tipLength=0.3)
-        cv2.putText(panel, "estimate, from above", (12, 22), cv2.FONT_HERSHEY_SIMPLEX, 0.45, blue, 1, cv2.LINE_AA)
+        cv2.putText(panel, f"estimate, {seen}", (12, 22), cv2.FONT_HERSHEY_SIMPLEX, 0.45, blue, 1, cv2.LINE_AA)
         if stamp in record.images:
             image = record.images[int(stamp)][0]
             yield np.concatenate([cv2.resize(image, _PANEL, interpolation=cv2.INTER_CUBIC), panel], axis=1)

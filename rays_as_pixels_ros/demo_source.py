@@ -18,10 +18,11 @@ from rays_as_pixels_model.media import MediaError, Video, open_video
 
 WIDTH, HEIGHT, HORIZONTAL_FOV = 144, 96, 70.0
 _RATE = 10.0  # images per second of the procedural camera, and about that of the images used from others
-_LONGEST = 120  # images of the procedural path; then it is walked back
+_LONGEST = 150  # images of the procedural path; then it is walked back
 _STYLE = "handheld"  # half of the paths in training
 _FARTHEST_DEG, _FARTHEST = 10.0, 0.15  # largest requested turn, and move as a share of the scene's depth
 _KEPT_BYTES = 1 << 29
+_QUEUE_BYTES = 1 << 28
 
 
 class DemoSource:
@@ -29,13 +30,20 @@ class DemoSource:
 
     kind = "plain"
 
-    def __init__(self, arguments: dict[str, str | int | float], stride: int, name: str):
+    def __init__(self, arguments: dict[str, str | int | float], stride: int, name: str, rate: float, pixels: int):
         """
         Args:
             arguments: parameters for camera_player.
             stride: images from one that the model uses to the next.
+            rate: images per second.
+            pixels: of an image.
         """
-        self.arguments, self.stride, self.name = arguments, stride, name
+        self.arguments, self.stride, self.name, self.rate, self.pixels = arguments, stride, name, rate, pixels
+
+    @property
+    def queue_size(self) -> int:
+        """Images that may wait for the model, so that a slow machine is late but skips nothing."""
+        return int(np.clip(_QUEUE_BYTES // (3 * self.pixels), 10, 1000))
 
     @property
     def has_poses(self) -> bool:
@@ -60,8 +68,8 @@ class PosedSource(DemoSource):
 
     kind = "posed"
 
-    def __init__(self, arguments, stride, name, T_world_camera: np.ndarray):
-        super().__init__(arguments, stride, name)
+    def __init__(self, arguments, stride, name, rate, pixels, T_world_camera: np.ndarray):
+        super().__init__(arguments, stride, name, rate, pixels)
         self._poses = T_world_camera
 
     def reach(self, window: int) -> float:
@@ -82,7 +90,7 @@ class ProceduralSource(DemoSource):
             "source": "procedural", "seed": seed, "frames": frames, "width": WIDTH, "height": HEIGHT,
             "horizontal_fov": HORIZONTAL_FOV, "rate": _RATE, "style": _STYLE, "at_end": "bounce",
         }  # fmt: skip
-        super().__init__(arguments, 2, f"procedural scene {seed}")
+        super().__init__(arguments, 2, f"procedural scene {seed}", _RATE, WIDTH * HEIGHT)
         self._seed, self._frames = seed, frames
 
     @cached_property
@@ -137,9 +145,8 @@ def open_source(path: str | None, seed: int, seconds: float, fov: float, window:
         "source": str(place.resolve()) if place.exists() else f"webcam:{path}", "horizontal_fov": fov,
         "rate": 0.0, "at_end": "bounce" if _can_be_kept(video) else "loop",
     }  # fmt: skip
-    if video.T_world_camera is not None:
-        return PosedSource(arguments, stride, video.name, video.T_world_camera)
-    return DemoSource(arguments, stride, video.name)
+    known = arguments, stride, video.name, video.fps, video.width * video.height
+    return DemoSource(*known) if video.T_world_camera is None else PosedSource(*known, video.T_world_camera)
 
 
 def _can_be_kept(video: Video) -> bool:
