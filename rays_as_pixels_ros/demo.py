@@ -22,6 +22,7 @@ _ALL = 285.0  # seconds for all of it
 _TRIES = 6  # of a request: the camera may stand too still to tell the scale at one moment
 _VIEWS = 4  # in a request
 _RESERVE = 0.15  # share of the time that is kept for the report
+_HURRY = 0.4  # share of the time that must be left for one more request
 _CAMERA_FRAME = "camera_truth_optical"
 _FILES = ("trajectory.png", "views.png", "raxels.png", "demo.mp4", "trajectory.txt", "summary.json")
 
@@ -47,7 +48,7 @@ def build_parser():
                         help="horizontal field of view of an input that states none")  # fmt: skip
     parser.add_argument("--checkpoint", metavar="DIR", help="checkpoint folder; without it, the one that is shipped")
     parser.add_argument("--device", type=device, default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--steps", type=integer(1), default=20, help="denoising steps of a view")
+    parser.add_argument("--steps", type=integer(1), default=4, help="denoising steps of a view")
     parser.add_argument("--timeout", type=number(0, 86401), default=_ALL, help="seconds for all of it, then it fails")
     parser.add_argument("--domain", type=integer(0), help="ROS_DOMAIN_ID; without it, one that nobody uses here")
     return parser
@@ -119,6 +120,9 @@ class _Run:
             self._wait(lambda: self.record.images, "starting the nodes", "the first image")
             self._wait(lambda: self.record.poses, "waiting for the first pose", "the first pose")
             for number, request in enumerate(planned):
+                if number and time.monotonic() > self._end - _HURRY * self._args.timeout:
+                    _say(f"time runs short: {len(planned) - number} of {len(planned)} requests are left out")
+                    break
                 self._ask(number, len(planned), request)
             seconds = self._args.seconds
             self._wait(self._followed_enough, "following the camera", "the trajectory", seconds, done=self._followed)

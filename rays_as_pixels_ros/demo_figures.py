@@ -78,7 +78,7 @@ def make_views(
     Args:
         answers: what views.json holds, and the views as they came on the wire (stamp of the source, picture, camera).
     """
-    views = []
+    views, depths = [], {}
     for told, heard in answers:
         for T_source_view, (stamp, rendered, camera) in zip(np.array(told["T_frame_camera"]), heard, strict=True):
             image, image_camera = record.images[stamp]
@@ -91,7 +91,9 @@ def make_views(
                 true_picture = source.render(T_world_view[None], image_camera)
                 if true_picture is not None:
                     truth = fit_frames(true_picture, image_camera, camera.width, camera.height)[0][0]
-                    depth = source.depth(record.truth[stamp])
+                    if stamp not in depths:
+                        depths[stamp] = source.depth(record.truth[stamp])
+                    depth = depths[stamp]
             views.append(View(T_source_view, rendered, copy, warp, truth, float(told["metres_per_unit"]), depth))
     return views
 
