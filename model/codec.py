@@ -115,7 +115,7 @@ class LatentNormaliser(nn.Module):
 
     Video latents: per channel, shift and a scale of std^-`power` (power 0.5: the noise still reaches the large, smooth
     channels last, and detail does not rule the loss). Ray latents: a per-cell mean camera is removed, then each frame
-    is split into its mean over the cells (mostly the camera centre) and the deviations from it (rotation, focal length),
+    is split into its mean over the cells (mostly the camera centre) and deviations from it (rotation, focal length),
     each scaled to unit variance per channel, with a floor. Without the split rotation drowns in noise: docs/codec.md.
     """
 

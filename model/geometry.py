@@ -167,7 +167,7 @@ def check_pose(pose: np.ndarray, name: str = "pose") -> np.ndarray:
     r = p[..., :3, :3]
     error = np.abs(np.swapaxes(r, -1, -2) @ r - np.eye(3)).max() if r.size else 0.0
     if error > 1e-3 or np.any(np.linalg.det(r) < 0):
-        raise GeometryError(f"{name} has no rotation matrix in its upper left 3x3: R^T R is off identity by {error:.3g}")
+        raise GeometryError(f"{name} has no rotation matrix in its upper left 3x3: R^T R is off I by {error:.3g}")
     return p
 
 

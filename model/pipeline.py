@@ -2,8 +2,8 @@
 """The public entry: a camera stream to a trajectory, poses to views, a picture to both, and the loop closed.
 
 Axes: B batch, T frames of a window, S sources, V views, H W pixels. Poses are camera to reference (or world). The unit
-of model-space translation is the harmonic mean depth of the reference frame ("scene scale"): images alone tell no metres,
-so `metres_per_unit` comes from outside (odometry, a known size) whenever metres are meant.
+of model-space translation is the harmonic mean depth of the reference frame ("scene scale"): images tell no metres, so
+`metres_per_unit` comes from outside (odometry, a known size) whenever metres are meant.
 """
 from __future__ import annotations
 
@@ -308,8 +308,8 @@ class Pipeline:
         known = (invert(known_poses[0]) @ known_poses)[:, :3, 3]
         known_reach, reach = np.linalg.norm(known, axis=1).max(), np.linalg.norm(estimate, axis=1).max()
         if known_reach < 1e-3 or reach < minimum:
-            raise ValueError(f"the camera moved too little to tell the scale: {known_reach:.3g} m known, {reach:.3g} of the "
-                             "scene depth estimated; move it sideways, or give metres_per_unit")
+            raise ValueError(f"the camera moved too little to tell the scale: {known_reach:.3g} m known, {reach:.3g} "
+                             "of the scene depth estimated; move it sideways, or give metres_per_unit")
         dot = float((known * estimate).sum())
         if dot <= 0:
             angle = float(direction_angle_deg(known[-1], estimate[-1]))
