@@ -411,7 +411,7 @@ class ViewSynthesisNode(CameraNode):
         try:
             return float(self._pipeline.metres_per_unit(frames[:count], intrinsics, T_world_camera[:count]))
         except ValueError as error:
-            raise RefusalError(f"metres_per_unit cannot be estimated: {error}; set metres_per_unit") from error
+            raise RefusalError(f"metres_per_unit cannot be estimated: {error}") from error
 
     def _imagine_source(self, request: Imagine.Goal) -> tuple[np.ndarray, Intrinsics, int, str]:
         newest = self._frames.newest(1)

@@ -101,7 +101,7 @@ def test_too_little_motion_aborts_with_that_reason(peer, views):
         time.sleep(0.05)
     goal = RenderViews.Goal(poses=[pose_at(z=0.5)])
     until(lambda: "hardly moved" in render(views, goal).result.message, "the refusal")
-    assert "metres_per_unit cannot be estimated: the camera hardly moved; set metres_per_unit" in views.text()
+    assert "metres_per_unit cannot be estimated: the camera hardly moved" in views.text()
 
 
 @pytest.fixture(scope="module")
