@@ -19,7 +19,7 @@ from rays_as_pixels_training.baselines import constant_velocity, rotation_warp
 from rays_as_pixels_training.config import TrainConfig
 from rays_as_pixels_training.data.procedural import ClipConfig, ClipPool, fill
 from rays_as_pixels_training.data.windows import cut_windows
-from rays_as_pixels_training.loss import velocity_loss
+from rays_as_pixels_training.loss import ray_weights, velocity_loss
 from rays_as_pixels_training.metrics import pose_errors, psnr
 from rays_as_pixels_training.optimizer import Muon, orthogonalise
 from rays_as_pixels_training.tasks import draw_task
@@ -44,6 +44,22 @@ def test_the_loss_is_mse_plus_half_of_one_minus_cosine():
     v[:, 1] = 100.0  # a clean frame has no say
     assert velocity_loss(v, u, moving, 2, 0.0).item() == pytest.approx(2 / 3)
     assert velocity_loss(v, u, torch.zeros(1, 2, dtype=torch.bool), 2, 0.5).item() == 0
+
+
+def test_ray_weights_follow_motion_and_leave_dead_channels_alone():
+    r = torch.zeros(64, 3, 2, 3, 4)
+    generator = torch.Generator().manual_seed(0)
+    r += torch.randn(64, 1, 2, 3, 4, generator=generator) * 10  # cameras differ, which must not count
+    r[:, 1:, :, :, 0] += torch.randn(64, 2, 1, 1, generator=generator)  # the mean moves
+    r[:, 1:, :, :, 1] += torch.randn(64, 2, 2, 3, generator=generator)  # the deviations move
+    mean, deviation = ray_weights(r, torch.zeros(64, dtype=torch.int64), deviation=1.0)
+    assert mean[0] == pytest.approx(1.2, abs=0.2) and deviation[1] == pytest.approx(1.3, abs=0.2)
+    assert mean[2:].max() < 1e-3 and deviation[2:].max() < 1e-3 and deviation[0] < 1e-3
+    error = torch.zeros(1, 1, 2, 3, 4)
+    error[0, 0, 0, 0, 1] = 6.0  # mean 1, deviations 5 and -1
+    moving = torch.ones(1, 1, dtype=torch.bool)
+    weighed = velocity_loss(error, torch.zeros_like(error), moving, 1, 0.0, (torch.zeros(4), torch.ones(4)))
+    assert weighed.item() == pytest.approx((25 + 5) / 24)
 
 
 def test_windows_have_their_reference_at_the_identity_and_raxels_that_say_so(pool):

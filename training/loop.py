@@ -7,6 +7,7 @@ import json
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from rays_as_pixels_model.joint import RaysAsPixels
 from .config import TrainConfig
 from .ema import Ema
 from .fit_codec import fit_codec
-from .loss import velocity_loss
+from .loss import ray_weights, velocity_loss
 from .optimizer import Muon
 from .state import load_state, save_state
 from .tasks import TASKS, TaskBatch, draw_task, noised
@@ -76,6 +77,11 @@ class Trainer:
         if fresh:
             fit_codec(self.model, pool)
         self.model.to(self.device)
+        sample = draw_task(
+            pool, pool.ready(), replace(config, tasks=(1, 0, 0), batch=512), self.model.config, 0
+        ).windows
+        rays = self.model.encode_rays(sample.raxels().to(self.device))
+        self.ray_weights = ray_weights(rays, sample.reference.to(self.device))
         self.ema = Ema(self.model, config.ema)
         self.optimizers = make_optimizers(self.model, config)
         if not fresh:
@@ -95,7 +101,7 @@ class Trainer:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
             v_z, v_r = self._net(z, r, batch.t_z, batch.t_r, batch.windows.reference, batch.groups)
         return velocity_loss(v_z.float(), u_z, batch.t_z < 1, patch, weight) + velocity_loss(
-            v_r.float(), u_r, batch.t_r < 1, patch, weight
+            v_r.float(), u_r, batch.t_r < 1, patch, weight, self.ray_weights
         )
 
     def train_step(self, batch: TaskBatch) -> float:

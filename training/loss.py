@@ -3,24 +3,60 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
 
-def velocity_loss(predicted: Tensor, target: Tensor, moving: Tensor, patch: int, cosine_weight: float) -> Tensor:
+def velocity_loss(
+    predicted: Tensor,
+    target: Tensor,
+    moving: Tensor,
+    patch: int,
+    cosine_weight: float,
+    weights: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
     """Mean loss over the tokens of the frames that move.
 
     Args:
         predicted, target: velocities (B, F, h, w, C).
         moving: (B, F) bool, the frames that are denoised; clean ones have no loss.
         patch: cells to a token, per side.
+        weights: (C,) each, of the squared error's mean over a frame's cells and of the deviations from it
+            (`ray_weights`); None weighs all alike.
 
     Returns:
         Scalar; 0 when nothing moves.
     """
-    mse = (predicted - target).square().mean((2, 3, 4))  # (B, F)
+    error = predicted - target
+    if weights is None:
+        mse = error.square().mean((2, 3, 4))  # (B, F)
+    else:
+        mean = error.mean((2, 3), keepdim=True)
+        mse = (weights[0] * mean.square() + weights[1] * (error - mean).square()).mean((2, 3, 4))
     tokens = (rearrange(v, "b f (h p) (w q) c -> b f h w (p q c)", p=patch, q=patch) for v in (predicted, target))
     cosine = F.cosine_similarity(*tokens, dim=-1).mean((2, 3))  # (B, F)
     weight = moving.to(mse.dtype)
     return ((mse + cosine_weight * (1 - cosine)) * weight).sum() / weight.sum().clamp(min=1)
+
+
+def ray_weights(r: Tensor, reference: Tensor, deviation: float = 3.0, floor: float = 0.02) -> tuple[Tensor, Tensor]:
+    """Weigh ray channels by how much MOTION changes them, not by how much cameras differ.
+
+    The scales of the latents count the spread of focal lengths, which a given reference camera explains at once; roll
+    moves some channels by a tenth of that and would not be learnt. A channel that changes by the rms s against the
+    reference frame's rays gets s / (s^2 + floor): 1 / s, but nothing where nothing changes. The deviations (rotation)
+    get `deviation` times the weight of the mean (mostly translation, which is learnt first).
+
+    Args:
+        r: (B, T, h, w, C) clean ray latents; reference: (B,) index of the reference frame.
+
+    Returns:
+        (C,) for the mean over the cells and (C,) for the deviations.
+    """
+    change = r - r[torch.arange(len(r)), reference][:, None]
+    mean = change.mean((2, 3), keepdim=True)
+    rms = [part.square().mean((0, 1, 2, 3)).sqrt() for part in (mean, change - mean)]
+    weights = [s / (s.square() + floor) for s in rms]
+    return weights[0], deviation * weights[1]
