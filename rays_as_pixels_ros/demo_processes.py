@@ -9,6 +9,8 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 _STOP_SECONDS = 15.0
@@ -40,6 +42,23 @@ def _ports_are_free(domain: int, participants: int = 10) -> bool:
             except OSError:
                 return False
     return True
+
+
+@contextmanager
+def signals_later() -> Iterator[None]:
+    """Hold back what SIGINT, SIGTERM and SIGHUP do until the block has ended."""
+    arrived = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    held = [number for number, handler in before.items() if callable(handler)]
+    for number in held:
+        signal.signal(number, lambda number, frame: arrived.append(number))
+    try:
+        yield
+    finally:
+        for number in held:
+            signal.signal(number, before[number])
+    if arrived:
+        before[arrived[0]](arrived[0], None)
 
 
 class NodeProcess:
@@ -116,16 +135,15 @@ class NodeProcesses:
 
     def __exit__(self, *error) -> None:
         # A second Ctrl-C must not interrupt the stopping.
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        try:
+        with signals_later():
             self.stop()
-        finally:
-            signal.signal(signal.SIGINT, before)
 
     def start(self, name: str, node: str, arguments: list[str]) -> NodeProcess:
         """Start a process that is to run until the end."""
-        process = NodeProcess(name, node, arguments, self._log_folder, self._environment)
-        self._running.append(process)
+        # A signal between the start of a process and its entry here would leave it behind.
+        with signals_later():
+            process = NodeProcess(name, node, arguments, self._log_folder, self._environment)
+            self._running.append(process)
         return process
 
     def check(self, may_end: NodeProcess | None = None) -> None:

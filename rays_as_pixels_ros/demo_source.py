@@ -100,11 +100,13 @@ class ProceduralSource(DemoSource):
         return random_scene(self._seed, TextureBank.default(split="held_out"))
 
     def reach(self, window: int) -> float:
-        """A share of the depth where the path comes closest to something."""
+        """A share of the least depth on the path, but no farther than the path keeps from every surface."""
         from rays_as_pixels_model.scenes import random_path
+        from rays_as_pixels_model.scenes.paths import CLEARANCE
 
         path = random_path(self._seed, self._scene, self._frames, style=_STYLE)
-        return _FARTHEST * min(self.depth(pose) for pose in path[:: max(1, self._frames // 6)])
+        least = min(self.depth(pose) for pose in path[:: max(1, self._frames // 6)])
+        return min(_FARTHEST * least, CLEARANCE)
 
     def render(self, T_world_camera: np.ndarray, camera: Intrinsics) -> np.ndarray:
         """Render the scene."""

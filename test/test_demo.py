@@ -253,3 +253,22 @@ def test_free_domain_avoids_one_in_use():
         taken.bind(("", 7400 + 250 * domain + 10))
         assert not demo_processes._ports_are_free(domain)
         assert demo_processes.free_domain() != domain
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_signals_wait_for_the_end_of_a_block(sent):
+    def handler(number, frame):
+        raise KeyboardInterrupt
+
+    done = []
+    before = signal.signal(sent, handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            with demo_processes.signals_later():
+                os.kill(os.getpid(), sent)
+                time.sleep(0.05)
+                done.append("block")
+            done.append("after")
+        assert done == ["block"] and signal.getsignal(sent) is handler
+    finally:
+        signal.signal(sent, before)
