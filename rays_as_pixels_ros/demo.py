@@ -123,12 +123,16 @@ class _Run:
             self._wait(lambda: self.record.images, "starting the nodes", "the first image")
             self._wait(lambda: self.record.poses, "waiting for the first pose", "the first pose")
             for number, request in enumerate(planned):
-                if number and time.monotonic() > self._end - _HURRY * self._args.timeout:
+                if self.answers and self._hurry():
                     _say(f"time runs short: {len(planned) - number} of {len(planned)} requests are left out")
                     break
                 self._ask(number, len(planned), request)
             seconds = self._args.seconds
             self._wait(self._followed_enough, "following the camera", "the trajectory", seconds, done=self._followed)
+
+    def _hurry(self) -> bool:
+        """Whether one more request could take the time that the rest needs."""
+        return time.monotonic() > self._end - _HURRY * self._args.timeout
 
     def _followed(self) -> float:
         """Seconds of the camera's time between the first and the newest pose."""
@@ -216,9 +220,12 @@ class _Run:
             if client.status != 1 or "refused:" not in client.last_lines():
                 raise client.failed()
             self.refused.append(client.last_lines().strip().splitlines()[-1].partition("refused:")[2].strip())
-            _say(f"request {number + 1} refused: {self.refused[-1]}; asking again")
+            _say(f"request {number + 1} refused: {self.refused[-1]}")
+            if self.answers and self._hurry():
+                return
             time.sleep(0.5)
-        raise DemoError(f"view_synthesis_node refused request {number + 1} {_TRIES} times: {self.refused[-1]}")
+        if not self.answers:
+            raise DemoError(f"view_synthesis_node refused request {number + 1} {_TRIES} times: {self.refused[-1]}")
 
     def write(self, folder: Path, runtime: str) -> dict:
         """Write the report into a folder; returns what summary.json holds."""
@@ -304,5 +311,5 @@ def _show(summary: dict, source, run: _Run, out: Path, seconds: float) -> None:
     if views["psnr"] is None:
         print("No true pictures are known at the requested poses, so the PSNR of the views is unknown.")
     if run.refused:
-        print(f"{len(run.refused)} requests were refused and asked again, the last because: {run.refused[-1]}")
+        print(f"{len(run.refused)} requests for views were refused, the last because: {run.refused[-1]}")
     print(f"wrote {', '.join(_FILES)} to {out} in {seconds:.0f} s")
