@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints: a folder with config.json, model.safetensors (or numbered parts) and a model card, README.md.
+"""Checkpoints: a folder with config.json, model.safetensors and a model card, README.md.
 
 Nothing is ever unpickled. A folder is written under a temporary name and renamed when whole.
 """
@@ -21,6 +21,7 @@ from .joint import RaysAsPixels
 
 FORMAT = 1
 _WEIGHTS = "model.safetensors"
+_FILES = {"config.json", _WEIGHTS, "README.md"}
 
 
 class CheckpointError(ValueError):
@@ -35,11 +36,15 @@ def default_checkpoint() -> Path:
 def save_checkpoint(folder: Path | str, model: RaysAsPixels, card: str, training: dict | None = None) -> Path:
     """Write a checkpoint folder; an existing one is replaced only when the new one is whole."""
     folder = Path(folder)
+    strangers = {path.name for path in folder.iterdir()} - _FILES if folder.is_dir() else set()
+    if strangers:
+        raise CheckpointError(f"{folder} holds other files ({min(strangers)}) and is not replaced; name a new folder")
     temporary = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     save_file(state, temporary / _WEIGHTS)
+    (temporary / _WEIGHTS).chmod(0o644)  # safetensors makes it readable by its owner only
     about = {"format": FORMAT, "model": model.config.to_dict(), "training": training or {}}
     (temporary / "config.json").write_text(json.dumps(about, indent=1) + "\n")
     (temporary / "README.md").write_text(card)
@@ -89,13 +94,13 @@ def load_checkpoint(
     weights = folder / _WEIGHTS
     if not weights.is_file():
         raise CheckpointError(f"checkpoint {folder} has no {_WEIGHTS} (pickled .pt and .bin files are never read)")
-    with open(weights, "rb") as file:
-        head = file.read(2)
-    if head in (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05"):
-        raise CheckpointError(f"{weights} is a pickle, which can run code and is never read; save it as safetensors")
     try:
         state = load_file(weights)
     except (SafetensorError, OSError) as error:
+        if weights.read_bytes()[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+            raise CheckpointError(
+                f"{weights} is a pickle, which can run code and is never read; save it as safetensors"
+            ) from None
         raise CheckpointError(f"{weights} is truncated or no safetensors file ({error}); copy it again") from None
     model = RaysAsPixels(config)
     expected = model.state_dict()

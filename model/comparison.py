@@ -9,10 +9,10 @@ import numpy as np
 from .geometry import Intrinsics
 
 
-def psnr(a: np.ndarray, b: np.ndarray, mask: np.ndarray | None = None) -> float:
-    """PSNR in dB of uint8 pictures (H, W, 3), over `mask` (H, W) if given; 99 when equal."""
+def psnr(a: np.ndarray, b: np.ndarray) -> float:
+    """PSNR in dB of uint8 pictures (H, W, 3); 99 when equal."""
     square = (a.astype(np.float64) - b.astype(np.float64)) ** 2
-    mse = square.mean() if mask is None else square[mask].mean()
+    mse = square.mean()
     return 99.0 if mse == 0 else float(10 * np.log10(255**2 / mse))
 
 

@@ -10,6 +10,13 @@ class ConfigError(ValueError):
     """A configuration that cannot be built; the message holds the value and what would be right."""
 
 
+def _check_counts(config, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if type(value) is not int or value < 1:
+            raise ConfigError(f"{name} must be a whole number of at least 1, got {value!r}")
+
+
 @dataclass(frozen=True)
 class CodecConfig:
     """The linear space-time codec (`codec.py`): layout 1 + 4k frames, 8x8 pixels to a cell."""
@@ -17,6 +24,11 @@ class CodecConfig:
     channels: int = 48
     cell: int = 8
     group: int = 4
+
+    def __post_init__(self) -> None:
+        _check_counts(self, "channels", "cell", "group")
+        if not 18 <= self.channels <= 3 * self.cell**2:
+            raise ConfigError(f"channels must be 18 (the polynomials) to {3 * self.cell**2}, got {self.channels}")
 
 
 @dataclass(frozen=True)
@@ -31,6 +43,7 @@ class TransformerConfig:
     prediction: str = "data"
 
     def __post_init__(self) -> None:
+        _check_counts(self, "width", "depth", "heads", "ffn_width", "patch")
         if self.width % self.heads or (self.width // self.heads) % 2:
             raise ConfigError(f"width {self.width} must split into {self.heads} heads of even size")
         if self.prediction not in ("data", "velocity"):
@@ -54,6 +67,7 @@ class ModelConfig:
     transformer: TransformerConfig
 
     def __post_init__(self) -> None:
+        _check_counts(self, "frames", "height", "width")
         step = 2 * self.codec.cell * self.transformer.patch
         if self.height % step or self.width % step:
             raise ConfigError(f"height and width must be multiples of {step}, got {self.height}x{self.width}")

@@ -262,14 +262,14 @@ class Distortion:
 
     @property
     def is_none(self) -> bool:
-        """Whether images are already those of a pinhole camera."""
-        return not any(self.coefficients)
+        """Whether images are already those of a pinhole camera (an equidistant lens with zeros is not one)."""
+        return self.model != "equidistant" and not any(self.coefficients)
 
     def undistort_maps(self, intrinsics: Intrinsics) -> tuple[np.ndarray, np.ndarray]:
         """Return cv2.remap maps from the distorted image to the pinhole image of the same K and size."""
         fx, fy, cx, cy = intrinsics.to_opencv()
         k = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1.0]])
-        d = np.asarray(self.coefficients, dtype=np.float64)
+        d = np.asarray(self.coefficients or (0.0,) * 4, dtype=np.float64)
         size = (intrinsics.width, intrinsics.height)
         if self.model == "equidistant":
             return cv2.fisheye.initUndistortRectifyMap(k, d, np.eye(3), k, size, cv2.CV_16SC2)

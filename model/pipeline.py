@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .checkpoint import load_checkpoint
 from .geometry import (
+    GeometryError,
     Intrinsics,
     check_pose,
     direction_angle_deg,
@@ -225,6 +226,8 @@ class Pipeline:
             ValueError: no sources, no poses, or a scale that is not positive.
             GeometryError: a bad pose, frame or camera.
         """
+        if source_intrinsics is None:
+            raise GeometryError("render_views needs the intrinsics of the sources, got None")
         sources = check_pose(T_world_source, "source pose").reshape(-1, 4, 4)
         targets = check_pose(T_world_target, "requested pose").reshape(-1, 4, 4)
         if not (np.isfinite(metres_per_unit) and metres_per_unit > 0) or steps < 1:
@@ -261,6 +264,8 @@ class Pipeline:
             Cancelled: on_step returned False.
             GeometryError: a bad frame or camera.
         """
+        if intrinsics is None:
+            raise GeometryError("imagine needs the intrinsics of the source, got None")
         fitted, camera = fit_frames(np.asarray(source_frame)[None], intrinsics, self.config.width, self.config.height)
         groups, generator = self.config.groups, torch.Generator().manual_seed(seed)
         shape_z, shape_r = self.model.latent_shapes(1, groups)
@@ -298,13 +303,15 @@ class Pipeline:
 
         Args:
             frames: (T, H, W, 3), one window; T_world_camera: (T, 4, 4), metres.
-            minimum: least estimated motion (model units) and known motion (metres / 1) that tell a scale.
+            minimum: least estimated motion (model units) that tells a scale; the known one must reach 1 mm.
 
         Raises:
             ValueError: the camera moved too little, or the two motions point to different sides.
         """
         estimate = self.estimate_trajectory(frames, intrinsics, steps, seed=seed).T_reference_camera[:, :3, 3]
         known_poses = check_pose(T_world_camera, "known pose")
+        if known_poses.shape != (self.config.frames, 4, 4):
+            raise GeometryError(f"need one known pose per frame, ({self.config.frames}, 4, 4), got {known_poses.shape}")
         known = (invert(known_poses[0]) @ known_poses)[:, :3, 3]
         known_reach, reach = np.linalg.norm(known, axis=1).max(), np.linalg.norm(estimate, axis=1).max()
         if known_reach < 1e-3 or reach < minimum:

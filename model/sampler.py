@@ -47,6 +47,6 @@ def euler(velocity: Velocity, z: Tensor, r: Tensor, clean_z: Tensor, clean_r: Te
         if on_step is not None:
             data = z + (1 - now) * move_z * v_z, r + (1 - now) * move_r * v_r
         z, r = z + (after - now) * move_z * v_z, r + (after - now) * move_r * v_r
-        if on_step is not None and on_step(step + 1, steps, *data) is False:
+        if on_step is not None and not on_step(step + 1, steps, *data):
             raise Cancelled(f"cancelled at step {step + 1} of {steps}")
     return z, r

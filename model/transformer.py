@@ -130,7 +130,7 @@ class JointTransformer(nn.Module):
         """What the heads give is the data itself or the velocity (config.prediction): v = (x_1 - x_t) / (1 - t)."""
         if self.config.transformer.prediction == "velocity":
             return out
-        return (out - noisy) / (1 - t).clamp(min=0.05)[..., None, None, None]
+        return (out - noisy) / (1 - t).clamp(min=1e-3)[..., None, None, None]
 
     def _place(self, positions: Tensor, h: int, w: int) -> Tensor:
         """Features of the place in the image (N, D): a camera's motion is read from where things move."""

@@ -131,3 +131,13 @@ def test_undistortion_puts_points_where_the_pinhole_sees_them(model, coefficient
     flat = cv2.remap(image, *Distortion(model, coefficients).undistort_maps(camera), cv2.INTER_LINEAR)
     v, u = np.argwhere(flat > 128).mean(0)
     np.testing.assert_allclose((u, v), (k @ point[0])[:2], atol=1.0)
+
+
+def test_an_equidistant_lens_with_zeros_is_not_a_pinhole():
+    """Without coefficients r = f theta still holds: a ray 45 degrees off the axis is seen at f pi / 4."""
+    lens, camera = Distortion("equidistant", (0.0,) * 4), Intrinsics.from_opencv(200, 200, 320, 240, 641, 481)
+    assert not lens.is_none and Distortion("plumb_bob", (0.0,) * 5).is_none
+    image = np.zeros((481, 641), np.uint8)
+    cv2.circle(image, (round(320 + 200 * np.pi / 4), 240), 3, 255, -1)
+    _, u = np.argwhere(cv2.remap(image, *lens.undistort_maps(camera), cv2.INTER_LINEAR) > 128).mean(0)
+    assert u == pytest.approx(520, abs=1.5)

@@ -11,9 +11,10 @@ import time
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 
 from rays_as_pixels_model.config import preset
-from rays_as_pixels_model.geometry import Intrinsics, rotation_angle_deg
+from rays_as_pixels_model.geometry import Intrinsics
 from rays_as_pixels_model.raxels import read_cameras
 from rays_as_pixels_training.baselines import constant_velocity, rotation_warp
 from rays_as_pixels_training.config import TrainConfig
@@ -78,16 +79,22 @@ def test_windows_have_their_reference_at_the_identity_and_raxels_that_say_so(poo
 
 
 def test_a_mirrored_window_has_the_mirrored_camera(pool):
-    """Seek a seed that mirrors; then yaw and sideways motion have changed sign and nothing else has."""
+    """Poses become S T S with S = diag(-1, 1, 1, 1), the picture and the principal point are turned over with them."""
     plain = cut_windows(pool, np.arange(6), np.random.default_rng(3), 5, augment=False)
     mirrored = cut_windows(pool, np.arange(6), np.random.default_rng(3), 5, augment=True)
     a, b = plain.T_reference_camera.numpy(), mirrored.T_reference_camera.numpy()
     flipped = [i for i in range(6) if not np.allclose(a[i], b[i])]
     assert 0 < len(flipped) < 6
-    for i in flipped:
-        np.testing.assert_allclose(b[i, :, :3, 3], a[i, :, :3, 3] * [-1, 1, 1], atol=1e-9)
-        np.testing.assert_allclose(rotation_angle_deg(a[i, :, :3, :3]), rotation_angle_deg(b[i, :, :3, :3]), atol=1e-9)
-        assert mirrored.intrinsics[i, 2].item() == pytest.approx(96 - plain.intrinsics[i, 2].item(), abs=1e-4)
+    mirror = np.diag([-1.0, 1, 1, 1])
+    for i in range(6):
+        turned = i in flipped
+        np.testing.assert_allclose(b[i], mirror @ a[i] @ mirror if turned else a[i], atol=1e-9)
+        cx = plain.intrinsics[i, 2].item()
+        assert mirrored.intrinsics[i, 2].item() == pytest.approx(96 - cx if turned else cx, abs=1e-4)
+        # The colours are changed, so compare where things are: brightness against the picture and its mirror image.
+        grey, straight = mirrored.frames[i, 0].mean(-1).flatten(), plain.frames[i, 0].mean(-1)
+        match = [abs(np.corrcoef(grey, picture.flatten())[0, 1]) for picture in (straight, straight.flip(1))]
+        assert (match[1] > match[0]) == turned, match
 
 
 @pytest.mark.parametrize("step", range(6))
@@ -209,7 +216,10 @@ def test_a_term_signal_saves_and_says_how_to_continue(tmp_path, pool):
     run.terminate()
     output, _ = run.communicate(timeout=60)
     assert run.returncode == 130 and "continues" in output and "Traceback" not in output
-    assert (tmp_path / "c" / "last.safetensors").exists()
+    # The state is that of a whole step: the log's last line says which.
+    steps = json.loads(log.read_text().splitlines()[-1])["step"]
+    with safe_open(tmp_path / "c" / "last.safetensors", "pt") as file:
+        assert json.loads(file.metadata()["facts"])["step"] == steps
 
 
 @pytest.mark.parametrize(
@@ -219,6 +229,8 @@ def test_a_term_signal_saves_and_says_how_to_continue(tmp_path, pool):
         (["--preset", "huge"], "huge"),
         (["--tasks", "1,2"], "three"),
         (["--tasks", "a,b,c"], "a,b,c"),
+        (["--lr", "nan"], "nan"),
+        (["--view-frames", "1"], "view_frames"),
     ],
 )
 def test_bad_arguments_end_with_2_and_one_line(tmp_path, pool, arguments, words, capsys):

@@ -73,7 +73,7 @@ def test_data_prediction_gives_the_velocity_to_the_data():
     torch.manual_seed(0)
     model = RaysAsPixels(SMALL).eval()
     z, r, t_z, t_r, reference, groups = inputs(model, (1, 4))
-    t_z, t_r = t_z * 0.9, t_r * 0.9
+    t_z, t_r = t_z * 0.99, t_r * 0.99
     v_z, v_r = model(z, r, t_z, t_r, reference, groups)
     torch.testing.assert_close(v_z, -z / (1 - t_z)[..., None, None, None])
     torch.testing.assert_close(v_r, -r / (1 - t_r)[..., None, None, None])
@@ -113,6 +113,9 @@ def test_presets_build_on_the_meta_device(name):
         (lambda: TransformerConfig(prediction="noise"), "noise"),
         (lambda: ModelConfig("x", 6, 64, 96, CodecConfig(), TransformerConfig()), "got 6"),
         (lambda: ModelConfig("x", 5, 60, 96, CodecConfig(), TransformerConfig()), "60x96"),
+        (lambda: TransformerConfig(heads=0), "heads"),
+        (lambda: CodecConfig(channels=200), "200"),
+        (lambda: TransformerConfig(depth="4"), "'4'"),
         (lambda: ModelConfig.from_dict({"preset": "x", "speed": 3}), "speed"),
     ],
 )

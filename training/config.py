@@ -43,6 +43,16 @@ class TrainConfig:
                 f"steps and batch must be at least 1, warmup at least 0 and decay in [0, 1], got steps "
                 f"{self.steps}, batch {self.batch}, warmup {self.warmup}, decay {self.decay}"
             )
+        if not (0 < self.lr < 1 and 0 <= self.ema < 1 and self.clip > 0 and self.seed >= 0):
+            raise ValueError(
+                f"lr must be in (0, 1), ema in [0, 1), clip above 0 and seed at least 0, got lr {self.lr}, "
+                f"ema {self.ema}, clip {self.clip}, seed {self.seed}"
+            )
+        if self.view_frames < 2 or self.max_stride < 1 or self.slots < 1 or self.min_clips < 1:
+            raise ValueError(
+                f"view_frames must be at least 2, max_stride, slots and min_clips at least 1, got {self.view_frames}, "
+                f"{self.max_stride}, {self.slots}, {self.min_clips}"
+            )
         if len(self.tasks) != 3 or min(self.tasks) < 0 or sum(self.tasks) <= 0:
             raise ValueError(f"tasks needs three shares (pose, views, joint), not all zero, got {self.tasks}")
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The training loop: one step a batch of one task, average of the weights, resume, progress, evaluation."""
+"""The training loop: one step a batch of one task, average of the weights, saves, resume, log."""
 
 from __future__ import annotations
 
@@ -73,25 +73,30 @@ class Trainer:
             )
         self.step, self.windows_seen, self.seconds = 0, 0, 0.0
         self.usual_loss: dict[str, float] = {}
+        stored = None
         fresh = not (self.out / STATE).exists()
         if fresh:
             fit_codec(self.model, pool)
         self.model.to(self.device)
-        sample = draw_task(
-            pool, pool.ready(), replace(config, tasks=(1, 0, 0), batch=512), self.model.config, 0
-        ).windows
-        rays = self.model.encode_rays(sample.raxels().to(self.device))
-        self.ray_weights = ray_weights(rays, sample.reference.to(self.device))
         self.ema = Ema(self.model, config.ema)
         self.optimizers = make_optimizers(self.model, config)
         if not fresh:
             facts = load_state(self.out / STATE, self.model, self.ema.model, self.optimizers)
             self.step, self.windows_seen, self.seconds = facts["step"], facts["windows_seen"], facts["seconds"]
             self.usual_loss = facts.get("usual_loss", {})
+            stored = facts.get("ray_weights")
+        self.ray_weights = tuple(torch.tensor(w, device=self.device) for w in stored) if stored else self._ray_weights()
         self.autocast = bf16_pays(self.device)
         self._net: nn.Module | Callable = (
             torch.compile(self.model.transformer) if compile_model else self.model.transformer
         )
+
+    def _ray_weights(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Measure the weights of the ray channels once, on windows of the pool; the state keeps them."""
+        pose_only = replace(self.config, tasks=(1, 0, 0), batch=256)
+        windows = draw_task(self.pool, self.pool.ready(), pose_only, self.model.config, 0).windows
+        rays = self.model.encode_rays(windows.raxels().to(self.device))
+        return ray_weights(rays, windows.reference.to(self.device))
 
     def loss(self, batch: TaskBatch) -> torch.Tensor:
         """Loss of one batch at the current weights."""
@@ -110,19 +115,25 @@ class Trainer:
             for group in optimizer.param_groups:
                 group["lr"] = self.config.learning_rate(self.step)
         loss = self.loss(batch)
+        value = loss.item()
         # The tasks' losses differ by a factor of ten; each is taken relative to its own recent size, or pose would
         # hardly be heard among the gradients of the others.
-        usual = self.usual_loss.setdefault(batch.task, loss.item())
-        self.usual_loss[batch.task] = usual + 0.02 * (loss.item() - usual)
+        usual = self.usual_loss.get(batch.task, value)
         (loss / max(usual, 1e-6)).backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
+        if not (np.isfinite(value) and torch.isfinite(norm)):
+            raise FloatingPointError(
+                f"loss {value} and gradient norm {norm.item()} at step {self.step} ({batch.task}); lower lr "
+                f"({self.config.lr}) and continue from {self.out / STATE}"
+            )
+        self.usual_loss[batch.task] = usual + 0.02 * (value - usual)
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         self.ema.update(self.model, self.step)
         self.step += 1
         self.windows_seen += len(batch.windows.frames)
-        return loss.item()
+        return value
 
     def save(self) -> None:
         """Write the state to continue from."""
@@ -131,6 +142,7 @@ class Trainer:
             "windows_seen": self.windows_seen,
             "seconds": self.seconds,
             "usual_loss": self.usual_loss,
+            "ray_weights": [w.tolist() for w in self.ray_weights],
             "config": self.config.to_dict(),
         }
         save_state(self.out / STATE, self.model, self.ema.model, self.optimizers, facts)
@@ -153,30 +165,23 @@ class Trainer:
         on_log: Callable[[dict], None] | None = None,
         stop: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Train to config.steps; saves on the way, at the end and on an interrupt."""
+        """Train to config.steps, or until `stop` says so between two steps; saves on the way and at the end.
+
+        Raises:
+            FloatingPointError: loss or gradient is not finite; nothing of that step is kept.
+        """
         recent = {task: deque(maxlen=200) for task in TASKS}
-        try:
-            while self.step < self.config.steps and not stop():
-                start = time.perf_counter()
-                batch = draw_task(self.pool, self._ready(), self.config, self.model.config, self.step)
-                batch = to_device(batch, self.device)
-                loss = self.train_step(batch)
-                if not np.isfinite(loss):
-                    raise FloatingPointError(
-                        f"the loss is {loss} at step {self.step} ({batch.task}); lower lr "
-                        f"({self.config.lr}) and continue from {self.out / STATE}"
-                    )
-                recent[batch.task].append(loss)
-                self.seconds += time.perf_counter() - start
-                if self.step % log_every == 0:
-                    self._log(recent, loss, on_log)
-                if self.step % save_every == 0:
-                    self.save()
-        except FloatingPointError:
-            raise
-        except BaseException:
-            self.save()
-            raise
+        while self.step < self.config.steps and not stop():
+            start = time.perf_counter()
+            batch = draw_task(self.pool, self._ready(), self.config, self.model.config, self.step)
+            batch = to_device(batch, self.device)
+            loss = self.train_step(batch)
+            recent[batch.task].append(loss)
+            self.seconds += time.perf_counter() - start
+            if self.step % log_every == 0:
+                self._log(recent, loss, on_log)
+            if self.step % save_every == 0:
+                self.save()
         self.save()
 
     def _ready(self) -> np.ndarray:

@@ -14,6 +14,7 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import fields, replace
 from pathlib import Path
@@ -98,12 +99,13 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     if pool.slots != config.slots:
         config = replace(config, slots=pool.slots)
-    # SIGTERM and SIGINT (which a background job of a shell ignores) both save the run before it ends.
+    # The run ends between two steps, with its state saved; the signals may come in the middle of one.
+    interrupted = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.default_int_handler)
+        signal.signal(number, lambda *_: interrupted.set())
     workers = _start_workers(folder, args)
     try:
-        _wait_for_clips(pool, config, args.workers, console)
+        _wait_for_clips(pool, config, workers, interrupted, console)
         trainer = Trainer(config, pool, args.out, args.device, args.compile)
         (args.out / "train_config.json").write_text(json.dumps(config.to_dict(), indent=1) + "\n")
         deadline = time.monotonic() + 60 * args.minutes if args.minutes else None
@@ -126,15 +128,15 @@ def main(argv: list[str] | None = None) -> int:
                 save_every=args.save_every,
                 log_every=args.log_every,
                 on_log=show,
-                stop=lambda: deadline is not None and time.monotonic() > deadline,
+                stop=lambda: interrupted.is_set() or (deadline is not None and time.monotonic() > deadline),
             )
+        if interrupted.is_set():
+            console.print(f"stopped; the same command continues from {args.out}")
+            return 130
         if args.export:
             trainer.export(args.export, _card(trainer, args))
             console.print(f"wrote {args.export}")
         return 0
-    except KeyboardInterrupt:
-        console.print(f"stopped; the same command continues from {args.out}")
-        return 130
     except (ValueError, FloatingPointError) as error:
         print(f"rays-as-pixels train: error: {error}", file=sys.stderr)
         return 1
@@ -155,26 +157,29 @@ def _start_workers(folder: Path, args: argparse.Namespace) -> list[subprocess.Po
     ]
 
 
-def _wait_for_clips(pool, config: TrainConfig, workers: int, console) -> None:
+def _wait_for_clips(pool, config: TrainConfig, workers: list, interrupted: threading.Event, console) -> None:
     wanted = min(config.min_clips, pool.slots)
-    while (count := len(pool.ready())) < wanted:
-        if workers == 0:
+    while (count := len(pool.ready())) < wanted and not interrupted.is_set():
+        if not workers or any(worker.poll() is not None for worker in workers):
             raise ValueError(
-                f"the pool holds {count} clips, but training starts at {wanted} (--min-clips); use --workers 1"
+                f"the pool holds {count} clips, training starts at {wanted} (--min-clips), and no worker renders more; "
+                "use --workers 1, or see above why the workers ended"
             )
         console.print(f"rendering clips: {count} of {wanted} before the first step")
-        time.sleep(5)
+        interrupted.wait(5)
 
 
 def _card(trainer, args: argparse.Namespace) -> str:
     """The model card that goes beside the weights."""
     config, size = trainer.config, trainer.model.config
     rows = "\n".join(f"- {f.name}: {getattr(config, f.name)}" for f in fields(config))
-    photos = "the folder of photos named by its MANIFEST.csv (CC0, public domain, CC-BY, MIT, Apache, BSD) and "
+    manifest = Path(args.textures or "") / "MANIFEST.csv"
+    listed = ", sources and licences in its MANIFEST.csv" if args.textures and manifest.is_file() else ""
+    photos = f"a folder of photos ({Path(args.textures).name}{listed}) and " if args.textures else ""
     return f"""# Rays as Pixels, preset {config.preset}
 
 A joint video and camera-ray diffusion model trained from scratch by this package on rendered scenes:
-{trainer.windows_seen} windows in {trainer.step} steps. Textures: {photos if args.textures else ""}the photos of
+{trainer.windows_seen} windows in {trainer.step} steps. Textures: {photos}the photos of
 scikit-image and seeded noise. Licence: Apache-2.0. Evaluation: docs/training_log.md.
 
 Limits: static scenes, small motion between frames, {size.width}x{size.height} pixels, translation only up to scale.

@@ -66,7 +66,7 @@ def cut_windows(
         slots: (B,) indices.
         frames: T. A video window takes consecutive frames with a random stride and direction (time reversal);
             `scattered` takes any T frames of the clip in any order.
-        augment: mirror, permute colours, change gain, offset and gamma.
+        augment: mirror, permute colours, change gain (some negative) and offset.
         references: the reference frame is drawn from the first this many frames (default: all).
     """
     total = pool.frames.shape[1]
@@ -100,7 +100,7 @@ def cut_windows(
 
 
 def _recolour(video: Tensor, rng: np.random.Generator) -> Tensor:
-    """Permute the colours, then change gain and offset, the same for all frames of a window; slight camera noise."""
+    """Permute the colours, then change gain and offset, the same for all frames of a window; 15 % become negatives."""
     count = len(video)
     mix = np.zeros((count, 3, 3), np.float32)
     permutation = np.argsort(rng.random((count, 3)), axis=1)
