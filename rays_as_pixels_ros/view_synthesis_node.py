@@ -333,7 +333,22 @@ class ViewSynthesisNode(CameraNode):
                 raise RefusalError(
                     f"no image with stamp {stamp * 1e-9:.6f} is held any more (or yet); use a zero stamp for the newest"
                 )
+        else:
+            held = self._from_newest_placed(held, {pose.header.frame_id.lstrip("/") for pose in request.poses})
         return held[:: self._p.buffer_stride][: self._p.source_frames]
+
+    def _from_newest_placed(self, held: list[CameraFrame], frames: set[str]) -> list[CameraFrame]:
+        """Drop the newest images that TF cannot place yet: a trajectory comes a window later than its images.
+
+        Images are held newest first. Where TF places none of them all are kept, and the look-up says what is missing.
+        """
+        optical = held[0].frame_id
+        wanted = frames - {optical} | (set() if self._p.metres_per_unit else {self._p.fixed_frame})
+        for index, frame in enumerate(held):
+            at = Time(nanoseconds=frame.stamp)
+            if all(self._tf_buffer.can_transform(other, optical, at) for other in wanted):
+                return held[index:]
+        return held
 
     def _given_sources(self, request: RenderViews.Goal):
         """Decode the goal's own source images and bring their poses into the frame of the first one."""

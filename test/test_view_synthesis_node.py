@@ -241,3 +241,17 @@ def test_imagine_gives_video_and_path(peer, views, moving):
     assert len(answer.result.images) == 4 and answer.result.path.header.frame_id == OPTICAL
     found = np.stack([c.pose_to_matrix(pose.pose) for pose in answer.result.path.poses])
     np.testing.assert_allclose(found, path()[:4], atol=1e-9)
+
+
+def test_images_that_tf_cannot_place_yet_are_passed_over(peer, views, moving):
+    """A trajectory node publishes a pose a window later than its image: the newest placed image is the source."""
+    placed = list(play(peer, range(34, 40), truth=True))
+    time.sleep(0.3)
+    for number in range(40, 43):
+        peer.show(number)
+        time.sleep(0.1)
+    at = path()[39][:3, 3] + [0.0, 0.8, 0.0]
+    answer = render(views, RenderViews.Goal(poses=[pose_at(*at, frame=WORLD)]))
+    assert answer.result.success, answer.result.message
+    assert c.stamp_ns(answer.result.images[0].header.stamp) == placed[-1]
+    assert brightness(answer.result.images[0]) == 40
