@@ -19,7 +19,6 @@ from .geometry import (
     GeometryError,
     Intrinsics,
     check_pose,
-    direction_angle_deg,
     fit_frames,
     fit_intrinsics,
     invert,
@@ -306,7 +305,7 @@ class Pipeline:
             minimum: least estimated motion (model units) that tells a scale; the known one must reach 1 mm.
 
         Raises:
-            ValueError: the camera moved too little, or the two motions point to different sides.
+            ValueError: the camera moved too little, or the two motions differ by more than 60 degrees.
         """
         estimate = self.estimate_trajectory(frames, intrinsics, steps, seed=seed).T_reference_camera[:, :3, 3]
         known_poses = check_pose(T_world_camera, "known pose")
@@ -317,11 +316,11 @@ class Pipeline:
         if known_reach < 1e-3 or reach < minimum:
             raise ValueError(f"the camera moved too little to tell the scale: {known_reach:.3g} m known, {reach:.3g} "
                              "of the scene depth estimated; move it sideways, or give metres_per_unit")
-        dot = float((known * estimate).sum())
-        if dot <= 0:
-            angle = float(direction_angle_deg(known[-1], estimate[-1]))
-            raise ValueError(f"known and estimated motion disagree by {angle:.0f} degrees, so they tell no scale; give "
-                             "metres_per_unit")
+        cosine = float((known * estimate).sum() / np.sqrt((known**2).sum() * (estimate**2).sum()))
+        if cosine < 0.5:
+            angle = np.degrees(np.arccos(np.clip(cosine, -1, 1)))
+            raise ValueError(f"known and estimated motion disagree by {angle:.0f} degrees, so they tell no scale "
+                             "(at most 60); give metres_per_unit")
         return float(np.sqrt((known**2).sum() / (estimate**2).sum()))
 
     # -- helpers --------------------------------------------------------------------------------------------------
