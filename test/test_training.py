@@ -13,13 +13,16 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from rays_as_pixels_model.checkpoint import save_checkpoint
 from rays_as_pixels_model.config import preset
 from rays_as_pixels_model.geometry import Intrinsics
+from rays_as_pixels_model.joint import RaysAsPixels
 from rays_as_pixels_model.raxels import read_cameras
 from rays_as_pixels_training.baselines import constant_velocity, rotation_warp
 from rays_as_pixels_training.config import TrainConfig
 from rays_as_pixels_training.data.procedural import ClipConfig, ClipPool, fill
 from rays_as_pixels_training.data.windows import cut_windows
+from rays_as_pixels_training.loop import Trainer
 from rays_as_pixels_training.loss import ray_weights, velocity_loss
 from rays_as_pixels_training.metrics import pose_errors, psnr
 from rays_as_pixels_training.optimizer import Muon, orthogonalise
@@ -201,6 +204,18 @@ def test_a_killed_run_continues_with_the_same_losses(tmp_path, pool):
     a, b = losses(tmp_path / "a" / "log.jsonl"), losses(log)
     assert sorted(a) == sorted(b) == list(range(1, 11))
     np.testing.assert_allclose([b[i] for i in sorted(b)], [a[i] for i in sorted(a)], rtol=1e-4)
+
+
+def test_a_run_can_start_from_a_checkpoint(tmp_path, pool):
+    """The weights and the codec are those of the checkpoint, not fitted or drawn anew."""
+    first = Trainer(TrainConfig(slots=6, batch=2, seed=3), pool, tmp_path / "a")
+    folder = first.export(tmp_path / "ck", "# card\n")
+    second = Trainer(TrainConfig(slots=6, batch=2), pool, tmp_path / "b", init=folder)
+    a, b = first.model.state_dict(), second.model.state_dict()
+    assert all(torch.equal(v, b[k]) for k, v in a.items())
+    with pytest.raises(ValueError, match="tiny"):
+        other = save_checkpoint(tmp_path / "other", RaysAsPixels(preset("tiny")), "# card\n")
+        Trainer(TrainConfig(slots=6, batch=2), pool, tmp_path / "c", init=other)
 
 
 @pytest.mark.slow

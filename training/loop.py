@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from rays_as_pixels_model.checkpoint import save_checkpoint
+from rays_as_pixels_model.checkpoint import load_checkpoint, save_checkpoint
 from rays_as_pixels_model.config import preset
 from rays_as_pixels_model.joint import RaysAsPixels
 
@@ -59,7 +59,15 @@ def bf16_pays(device: torch.device) -> bool:
 class Trainer:
     """Everything a run needs; `run` trains to the last step."""
 
-    def __init__(self, config: TrainConfig, pool, out: Path, device: str = "cpu", compile_model: bool = False) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        pool,
+        out: Path,
+        device: str = "cpu",
+        compile_model: bool = False,
+        init: Path | None = None,
+    ) -> None:
         self.config, self.pool, self.out = config, pool, Path(out)
         self.device = torch.device(device)
         self.out.mkdir(parents=True, exist_ok=True)
@@ -75,7 +83,9 @@ class Trainer:
         self.usual_loss: dict[str, float] = {}
         stored = None
         fresh = not (self.out / STATE).exists()
-        if fresh:
+        if fresh and init is not None:
+            self.model.load_state_dict(load_checkpoint(init, preset=config.preset).state_dict())
+        elif fresh:
             fit_codec(self.model, pool)
         self.model.to(self.device)
         self.ema = Ema(self.model, config.ema)

@@ -54,6 +54,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--compile", action="store_true", help="torch.compile (needs a C++ compiler on a CPU)")
     parser.add_argument("--tasks", help="shares of pose, views and joint steps, e.g. 0.5,0.35,0.15")
+    parser.add_argument("--init", type=Path, help="checkpoint folder to start from, when OUT holds no run yet")
     parser.add_argument("--save-every", type=int, default=500, help="steps between saves")
     parser.add_argument("--log-every", type=int, default=50, help="steps between lines of OUT/log.jsonl")
     parser.add_argument("--minutes", type=float, help="stop (and save) after this long, though steps remain")
@@ -106,7 +107,7 @@ def main(argv: list[str] | None = None) -> int:
     workers = _start_workers(folder, args)
     try:
         _wait_for_clips(pool, config, workers, interrupted, console)
-        trainer = Trainer(config, pool, args.out, args.device, args.compile)
+        trainer = Trainer(config, pool, args.out, args.device, args.compile, args.init)
         (args.out / "train_config.json").write_text(json.dumps(config.to_dict(), indent=1) + "\n")
         deadline = time.monotonic() + 60 * args.minutes if args.minutes else None
         columns = (
