@@ -139,14 +139,14 @@ class Pipeline:
         _, r = euler(self._velocity(batch, reference, groups), z, r, clean_z, clean_r, steps)
         return self.model.decode_rays(r)
 
-    def estimate_trajectory(self, frames: np.ndarray, intrinsics: Intrinsics | None, steps: int = 2, samples: int = 1,
+    def estimate_trajectory(self, frames: np.ndarray, intrinsics: Intrinsics | None, steps: int = 1, samples: int = 1,
                             seed: int = 0, reference: int = 0) -> TrajectoryEstimate:
         """Estimate the cameras of one window.
 
         Args:
             frames: (T, H, W, 3) uint8, T == config.frames, any size (cropped about the centre to the model's aspect).
             intrinsics: of `frames`; None estimates the focal length too.
-            steps: of the sampler; 1 or 2 are enough.
+            steps: of the sampler; 1 is the posterior mean, best with the shipped weights: docs/training_log.md.
             samples: draws from the posterior; the estimate is read from their mean; the covariance holds their spread.
             reference: index of the frame that is the identity.
 
@@ -208,7 +208,7 @@ class Pipeline:
 
     def render_views(self, source_frames: np.ndarray, T_world_source: np.ndarray, source_intrinsics: Intrinsics,
                      T_world_target: np.ndarray, target_intrinsics: Intrinsics | None = None, *,
-                     metres_per_unit: float = 1.0, steps: int = 4, seed: int = 0, on_step: OnStep | None = None
+                     metres_per_unit: float = 1.0, steps: int = 2, seed: int = 0, on_step: OnStep | None = None
                      ) -> RenderedViews:
         """Render what the camera would see.
 
@@ -280,7 +280,7 @@ class Pipeline:
         reading = read_cameras(self.model.decode_rays(r)[0].double().cpu().numpy(), camera)
         return Imagined(frames, invert(reading.T_reference_camera[0]) @ reading.T_reference_camera, camera)
 
-    def close_the_loop(self, frames: np.ndarray, intrinsics: Intrinsics, pose_steps: int = 2, view_steps: int = 4,
+    def close_the_loop(self, frames: np.ndarray, intrinsics: Intrinsics, pose_steps: int = 1, view_steps: int = 2,
                        seed: int = 0) -> LoopReport:
         """Estimate a window's trajectory, render it from its first frame, and estimate it again from the rendering.
 
@@ -296,7 +296,7 @@ class Pipeline:
         return LoopReport(float(rotation_angle_deg(difference[:3, :3])), float(np.linalg.norm(difference[:3, 3])),
                           float(10 * np.log10(255**2 / max(mse, 1e-9))), views.frames)
 
-    def metres_per_unit(self, frames: np.ndarray, intrinsics: Intrinsics, T_world_camera: np.ndarray, steps: int = 2,
+    def metres_per_unit(self, frames: np.ndarray, intrinsics: Intrinsics, T_world_camera: np.ndarray, steps: int = 1,
                         seed: int = 0, minimum: float = 0.02) -> float:
         """Find the scene scale of a window whose poses are known in metres: known over estimated camera motion.
 

@@ -32,7 +32,7 @@ def build_parser():
     parser.add_argument("--max-frames", type=integer(2), help="stop after this many used frames (default: all)")
     parser.add_argument("--fps", type=number(0, float("inf")), help="frame rate of an image folder (default: 30)")
     parser.add_argument("--samples", type=integer(1), default=1, help="posterior samples in each window")
-    add_model_arguments(parser, steps=2)
+    add_model_arguments(parser, steps=1)
     return parser
 
 

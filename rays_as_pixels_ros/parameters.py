@@ -67,7 +67,7 @@ TRAJECTORY = (
     Parameter("window_hop", 2, "New frames in each window; the rest overlaps with the window before.", 1, 64),
     Parameter("window_stride", 1, "Use every n-th image.", 1, 100),
     Parameter("queue_size", 10, "Images that may wait for the model; then the oldest are dropped.", 2, 1000),
-    Parameter("steps", 2, "Denoising steps for the camera poses of a window.", 1, 200),
+    Parameter("steps", 1, "Denoising steps for the camera poses of a window.", 1, 200),
     Parameter("samples", 1, "Samples of the posterior for each window.", 1, 64),
     Parameter("max_residual", 0.0, "A window whose median raxel residual is above this is lost; 0: never.", 0.0, 10.0),
     Parameter("carry_scale", True, "Measure each window's scale on the frames it shares with the one before."),
@@ -100,7 +100,7 @@ VIEW_SYNTHESIS = (
     Parameter("source_frames", 1, "Live images given to the model as sources, the newest first.", 1, 16),
     Parameter("buffer_size", 24, "Newest images kept.", 2, 1000),
     Parameter("buffer_stride", 1, "Images between two that are used together.", 1, 100),
-    Parameter("steps", 20, "Denoising steps of a view when the goal says 0.", 1, 200),
+    Parameter("steps", 2, "Denoising steps of a view when the goal says 0.", 1, 200),
     Parameter("max_steps", 200, "A goal that asks for more is refused.", 1, 1000),
     Parameter("max_views", 64, "A goal with more poses is refused.", 1, 10000),
     Parameter(
