@@ -239,8 +239,8 @@ node = Node('mortal')
 node.create_timer(0.01, lambda: None)
 executor = MultiThreadedExecutor(2)
 executor.add_node(node)
-say('ready')
 try:
+    say('ready')
     executor.spin()
     say('spin returned')
 except KeyboardInterrupt:
