@@ -17,6 +17,11 @@ MAPPED = {"rays_as_pixels_model": "model", "rays_as_pixels_training": "training"
 # runs this file in a folder of links without that one; embedded_ros then reads the texts in the checkout.
 INTERFACE_TEXTS = {"embedded_ros.interfaces": "rays_as_pixels_interfaces"} if isdir("rays_as_pixels_interfaces") else {}
 
+# What only some users need: methods and metrics to compare with, curves of a training run, the Wan 2.1 backbone.
+PEERS = ["evo", "pycolmap"]
+TRAINING = ["tensorboard"]
+WAN = ["diffusers"]
+
 
 def mapped_packages(name, folder):
     """List the package `name` that lives in `folder`, with its subpackages."""
@@ -67,9 +72,17 @@ setup(
         "scipy",
         "torch",
         "transforms3d",
+        "tyro",
+        "webdataset",
     ],
     extras_require={
-        "test": ["colcon-common-extensions", "hypothesis", "pytest", "pytest-timeout", "ruff"],
+        "test": ["colcon-common-extensions", "hypothesis", "pytest", "pytest-timeout", "pytest-xdist", "ruff"]
+        + PEERS
+        + TRAINING
+        + WAN,
+        "eval": PEERS,
+        "train": TRAINING,
+        "wan": WAN,
         "gpu": ["onnxruntime-gpu"],
     },
     entry_points={
