@@ -33,7 +33,13 @@ class CodecConfig:
 
 @dataclass(frozen=True)
 class TransformerConfig:
-    """The joint transformer (`transformer.py`)."""
+    """The joint transformer (`transformer.py`).
+
+    Attributes:
+        embed_hidden: width of a gated layer beside the linear embedding of video tokens; 0 has none. A video token of 4
+            frames has more numbers than the model has channels: products of its gradients in space and time, which are
+            its motion, are best taken before that bottleneck.
+    """
 
     width: int = 128
     depth: int = 6
@@ -41,6 +47,7 @@ class TransformerConfig:
     ffn_width: int = 256
     patch: int = 2
     prediction: str = "data"
+    embed_hidden: int = 0
 
     def __post_init__(self) -> None:
         _check_counts(self, "width", "depth", "heads", "ffn_width", "patch")

@@ -77,11 +77,26 @@ class Projections(nn.Module):
 class SwiGLU(nn.Module):
     """Gated feed-forward: out(silu(a) * b). Its product lets one layer multiply gradients in space and time."""
 
-    def __init__(self, width: int, hidden: int) -> None:
+    def __init__(self, width: int, hidden: int, out_width: int | None = None) -> None:
         super().__init__()
         self.expand = nn.Linear(width, 2 * hidden)
-        self.out = nn.Linear(hidden, width)
+        self.out = nn.Linear(hidden, out_width or width)
 
     def forward(self, x: Tensor) -> Tensor:
         a, b = self.expand(x).chunk(2, dim=-1)
         return self.out(F.silu(a) * b)
+
+
+class Embedding(nn.Linear):
+    """Tokens to features: a linear layer, and beside it a gated one (`hidden` > 0) that starts at zero."""
+
+    def __init__(self, token: int, width: int, hidden: int = 0) -> None:
+        super().__init__(token, width)
+        self.gated = SwiGLU(token, hidden, width) if hidden else None
+        if self.gated is not None:
+            nn.init.zeros_(self.gated.out.weight)
+            nn.init.zeros_(self.gated.out.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        embedded = super().forward(x)
+        return embedded if self.gated is None else embedded + self.gated(x)

@@ -16,7 +16,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from .config import ModelConfig
-from .layers import Projections, SwiGLU, TimeEmbedding, modulate, rotary_angles
+from .layers import Embedding, Projections, SwiGLU, TimeEmbedding, modulate, rotary_angles
 
 _MODULATIONS = 9          # (shift, scale, gate) for self-attention, cross-attention and feed-forward
 
@@ -72,8 +72,8 @@ class JointTransformer(nn.Module):
         self.config = config
         c = config.transformer
         token = c.patch**2 * config.codec.channels
-        self.embed_image = nn.Linear(token, c.width)
-        self.embed_video = nn.Linear(token, c.width)
+        self.embed_image = Embedding(token, c.width, c.embed_hidden)
+        self.embed_video = Embedding(token, c.width, c.embed_hidden)
         self.embed_rays = nn.Linear(token, c.width)
         self.embed_place = nn.Linear(2 * 8, c.width)
         self.reference = nn.Parameter(torch.randn(2, c.width) * 0.02)
@@ -88,8 +88,8 @@ class JointTransformer(nn.Module):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
-    def forward(self, z: Tensor, r: Tensor, t_z: Tensor, t_r: Tensor, reference: Tensor, groups: tuple[int, ...]
-                ) -> tuple[Tensor, Tensor]:
+    def forward(self, z: Tensor, r: Tensor, t_z: Tensor, t_r: Tensor, reference: Tensor, groups: tuple[int, ...],
+                features: bool = False) -> tuple[Tensor, ...]:
         """Return the velocities of z and r.
 
         Args:
@@ -97,6 +97,8 @@ class JointTransformer(nn.Module):
             t_z: (B, L) and t_r: (B, T), times in [0, 1]; 1 is clean.
             reference: (B,) int64, the frame whose camera is the identity.
             groups: frames of each latent frame.
+            features: return the video features (B, L, n, D) that the last block reads as well (training supervises
+                them).
         """
         if list(groups) != sorted(groups):
             raise ValueError(f"groups must hold single images first, then groups of frames, got {groups}")
@@ -117,14 +119,17 @@ class JointTransformer(nn.Module):
 
         mod_z = self.modulation_z(F.silu(self.time_z(t_z))).unflatten(-1, (_MODULATIONS, -1))     # (B, L, 9, D)
         mod_r = self.modulation_r(F.silu(self.time_r(t_r))).unflatten(-1, (_MODULATIONS, -1))     # (B, T, 9, D)
+        read = x_z
         for block in self.blocks:
+            read = x_z
             x_z, x_r = block(x_z, x_r, mod_z, mod_r, rotary_z, rotary_r)
 
         x_z, x_r = F.layer_norm(x_z, x_z.shape[-1:]), F.layer_norm(x_r, x_r.shape[-1:])
         out_z = _by_kind(self.head_image, self.head_video, x_z, images)
         out_z = rearrange(out_z, "b l (h w) (p q c) -> b l (h p) (w q) c", h=h, p=patch, q=patch)
         out_r = rearrange(self.head_rays(x_r), "b t (h w) (p q c) -> b t (h p) (w q) c", h=h // 2, p=patch, q=patch)
-        return self._velocity(out_z, z, t_z), self._velocity(out_r, r, t_r)
+        velocities = self._velocity(out_z, z, t_z), self._velocity(out_r, r, t_r)
+        return (*velocities, read) if features else velocities
 
     def _velocity(self, out: Tensor, noisy: Tensor, t: Tensor) -> Tensor:
         """What the heads give is the data itself or the velocity (config.prediction): v = (x_1 - x_t) / (1 - t)."""

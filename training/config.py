@@ -14,6 +14,7 @@ class TrainConfig:
         tasks: shares of pose estimation, view synthesis and joint generation among the steps.
         pose_at_start: share of pose steps whose rays are all but pure noise, where one-step sampling starts.
         known_intrinsics: share of pose steps in which the reference frame's rays (its intrinsics) are given.
+        motion_weight: of the auxiliary loss on image motion and depth (`motion.py`) in pose steps; 0 leaves it out.
         decay: share of the steps, at the end, over which the learning rate falls to zero; before it is constant, so a
             run can be continued from its last constant step.
     """
@@ -28,6 +29,7 @@ class TrainConfig:
     clip: float = 1.0
     ema: float = 0.999
     cosine_weight: float = 0.5
+    motion_weight: float = 0.5
     tasks: tuple[float, float, float] = (0.6, 0.28, 0.12)
     known_intrinsics: float = 0.8
     pose_at_start: float = 0.75

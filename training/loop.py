@@ -22,6 +22,7 @@ from .config import TrainConfig
 from .ema import Ema
 from .fit_codec import fit_codec
 from .loss import ray_weights, velocity_loss
+from .motion import MotionHead, motion_loss
 from .optimizer import Muon
 from .state import load_state, save_state
 from .tasks import TASKS, TaskBatch, draw_task, noised
@@ -29,11 +30,11 @@ from .tasks import TASKS, TaskBatch, draw_task, noised
 STATE = "last.safetensors"
 
 
-def make_optimizers(model: RaysAsPixels, config: TrainConfig) -> list[torch.optim.Optimizer]:
+def make_optimizers(model: RaysAsPixels, config: TrainConfig, motion: nn.Module) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of the blocks, AdamW for the rest (docs/training_log.md compares them)."""
     matrices = [p for n, p in model.transformer.blocks.named_parameters() if p.ndim == 2 and "modulation" not in n]
     chosen = {id(p) for p in matrices}
-    rest = [p for p in model.parameters() if id(p) not in chosen]
+    rest = [p for p in model.parameters() if id(p) not in chosen] + list(motion.parameters())
     return [
         Muon(matrices, lr=config.lr, weight_decay=config.weight_decay),
         torch.optim.AdamW(rest, lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.98)),
@@ -88,10 +89,12 @@ class Trainer:
         elif fresh:
             fit_codec(self.model, pool)
         self.model.to(self.device)
+        size = self.model.config
+        self.motion = MotionHead(size.transformer.width, size.transformer.patch, size.frames).to(self.device)
         self.ema = Ema(self.model, config.ema)
-        self.optimizers = make_optimizers(self.model, config)
+        self.optimizers = make_optimizers(self.model, config, self.motion)
         if not fresh:
-            facts = load_state(self.out / STATE, self.model, self.ema.model, self.optimizers)
+            facts = load_state(self.out / STATE, self._modules(), self.optimizers)
             self.step, self.windows_seen, self.seconds = facts["step"], facts["windows_seen"], facts["seconds"]
             self.usual_loss = facts.get("usual_loss", {})
             stored = facts.get("ray_weights")
@@ -108,28 +111,38 @@ class Trainer:
         rays = self.model.encode_rays(windows.raxels().to(self.device))
         return ray_weights(rays, windows.reference.to(self.device))
 
-    def loss(self, batch: TaskBatch) -> torch.Tensor:
-        """Loss of one batch at the current weights."""
+    def loss(self, batch: TaskBatch) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Loss of one batch at the current weights, and the auxiliary one (`motion.py`) where it applies."""
         generator = torch.Generator(self.device).manual_seed(self.config.seed * 1_000_003 + self.step)
         patch, weight = self.model.config.transformer.patch, self.config.cosine_weight
         (z, r), (u_z, u_r) = noised(self.model, batch, generator)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-            v_z, v_r = self._net(z, r, batch.t_z, batch.t_r, batch.windows.reference, batch.groups)
-        return velocity_loss(v_z.float(), u_z, batch.t_z < 1, patch, weight) + velocity_loss(
+            v_z, v_r, features = self._net(
+                z, r, batch.t_z, batch.t_r, batch.windows.reference, batch.groups, features=True
+            )
+        loss = velocity_loss(v_z.float(), u_z, batch.t_z < 1, patch, weight) + velocity_loss(
             v_r.float(), u_r, batch.t_r < 1, patch, weight, self.ray_weights
         )
+        if batch.task != "pose" or batch.windows.inverse_depth is None or not self.config.motion_weight:
+            return loss, None
+        return loss, motion_loss(self.motion(features.float(), z.shape[2]), batch.windows, batch.groups)
 
     def train_step(self, batch: TaskBatch) -> float:
         """One update; returns the loss."""
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = self.config.learning_rate(self.step)
-        loss = self.loss(batch)
+        loss, motion = self.loss(batch)
         value = loss.item()
         # The tasks' losses differ by a factor of ten; each is taken relative to its own recent size, or pose would
         # hardly be heard among the gradients of the others.
         usual = self.usual_loss.get(batch.task, value)
-        (loss / max(usual, 1e-6)).backward()
+        total = loss / max(usual, 1e-6)
+        if motion is not None:
+            usual_motion = self.usual_loss.get("motion", motion.item())
+            total = total + self.config.motion_weight * motion / max(usual_motion, 1e-6)
+            self.usual_loss["motion"] = usual_motion + 0.02 * (motion.item() - usual_motion)
+        total.backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
         if not (np.isfinite(value) and torch.isfinite(norm)):
             raise FloatingPointError(
@@ -145,6 +158,9 @@ class Trainer:
         self.windows_seen += len(batch.windows.frames)
         return value
 
+    def _modules(self) -> dict[str, nn.Module]:
+        return {"model": self.model, "ema": self.ema.model, "motion": self.motion}
+
     def save(self) -> None:
         """Write the state to continue from."""
         facts = {
@@ -155,7 +171,7 @@ class Trainer:
             "ray_weights": [w.tolist() for w in self.ray_weights],
             "config": self.config.to_dict(),
         }
-        save_state(self.out / STATE, self.model, self.ema.model, self.optimizers, facts)
+        save_state(self.out / STATE, self._modules(), self.optimizers, facts)
 
     def export(self, folder: Path, card: str) -> Path:
         """Write the averaged weights as a checkpoint."""
@@ -207,6 +223,7 @@ class Trainer:
             "clips": len(self._slots),
             "loss": loss,
             **{f"loss/{k}": round(float(np.mean(v)), 4) for k, v in recent.items() if v},
+            **({"loss/motion": round(self.usual_loss["motion"], 4)} if "motion" in self.usual_loss else {}),
         }
         with open(self.out / "log.jsonl", "a") as file:
             file.write(json.dumps(line) + "\n")
@@ -220,6 +237,10 @@ def to_device(batch: TaskBatch, device: torch.device) -> TaskBatch:
         return batch
     w = batch.windows
     moved = type(w)(
-        w.frames.to(device), w.T_reference_camera.to(device), w.intrinsics.to(device), w.reference.to(device)
+        w.frames.to(device),
+        w.T_reference_camera.to(device),
+        w.intrinsics.to(device),
+        w.reference.to(device),
+        None if w.inverse_depth is None else w.inverse_depth.to(device),
     )
     return TaskBatch(batch.task, moved, batch.groups, batch.t_z.to(device), batch.t_r.to(device))

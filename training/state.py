@@ -25,11 +25,10 @@ def _optimizer_tensors(prefix: str, optimizer: torch.optim.Optimizer) -> dict[st
 
 
 def save_state(
-    path: Path, model: nn.Module, ema: nn.Module, optimizers: list[torch.optim.Optimizer], facts: dict
+    path: Path, modules: dict[str, nn.Module], optimizers: list[torch.optim.Optimizer], facts: dict
 ) -> None:
-    """Write model, average, optimizers and `facts` (step, configuration, history) to one file."""
-    tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
-    tensors |= {f"ema.{k}": v for k, v in ema.state_dict().items()}
+    """Write modules (model, average, ...), optimizers and `facts` (step, configuration, history) to one file."""
+    tensors = {f"{name}.{k}": v for name, module in modules.items() for k, v in module.state_dict().items()}
     for number, optimizer in enumerate(optimizers):
         tensors |= _optimizer_tensors(f"optimizer{number}", optimizer)
     temporary = path.with_suffix(".tmp")
@@ -41,7 +40,7 @@ def save_state(
     os.replace(temporary, path)
 
 
-def load_state(path: Path, model: nn.Module, ema: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict:
+def load_state(path: Path, modules: dict[str, nn.Module], optimizers: list[torch.optim.Optimizer]) -> dict:
     """Restore what `save_state` wrote, in place; return the facts."""
     with safe_open(path, "pt") as file:
         facts = json.loads(file.metadata()["facts"])
@@ -50,8 +49,8 @@ def load_state(path: Path, model: nn.Module, ema: nn.Module, optimizers: list[to
     def part(prefix: str) -> dict[str, Tensor]:
         return {k[len(prefix) + 1 :]: v for k, v in tensors.items() if k.startswith(prefix + ".")}
 
-    model.load_state_dict(part("model"))
-    ema.load_state_dict(part("ema"))
+    for name, module in modules.items():
+        module.load_state_dict(part(name))
     for number, optimizer in enumerate(optimizers):
         state: dict[int, dict[str, Tensor]] = {}
         for key, value in part(f"optimizer{number}").items():

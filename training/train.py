@@ -31,6 +31,7 @@ _NUMBERS = (
     "clip",
     "ema",
     "cosine_weight",
+    "motion_weight",
     "known_intrinsics",
     "pose_at_start",
     "view_frames",
