@@ -119,13 +119,15 @@ class LatentNormaliser(nn.Module):
     each scaled to unit variance per channel, with a floor. Without the split rotation drowns in noise: docs/codec.md.
     """
 
-    def __init__(self, channels: int, ray_cells: tuple[int, int]) -> None:
+    def __init__(self, channels: int, ray_cells: tuple[int, int], ray_channels: int | None = None) -> None:
         super().__init__()
+        ray_channels = ray_channels or channels
         for name, shape in {"image_shift": (channels,), "video_shift": (channels,),
-                            "ray_shift": (*ray_cells, channels)}.items():
+                            "ray_shift": (*ray_cells, ray_channels)}.items():
             self.register_buffer(name, torch.zeros(shape))
-        for name in ("image_scale", "video_scale", "ray_mean_scale", "ray_deviation_scale"):
-            self.register_buffer(name, torch.ones(channels))
+        for name, count in {"image_scale": channels, "video_scale": channels, "ray_mean_scale": ray_channels,
+                            "ray_deviation_scale": ray_channels}.items():
+            self.register_buffer(name, torch.ones(count))
 
     @torch.no_grad()
     def fit(self, image: Tensor, video: Tensor, rays: Tensor, power: float = 0.5, floor: float = 0.05) -> None:

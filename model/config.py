@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 
 
 class ConfigError(ValueError):
@@ -31,11 +31,25 @@ class CodecConfig:
             raise ConfigError(f"channels must be 18 (the polynomials) to {3 * self.cell**2}, got {self.channels}")
 
 
+ATTENTIONS = ("dsca", "joint")
+PROJECTIONS = ("separate", "shared")
+CAMERA_ENCODINGS = ("raxel", "pluecker")
+
+
+def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ConfigError(f"{name} must be {' or '.join(map(repr, choices))}, got {value!r}")
+
+
 @dataclass(frozen=True)
 class TransformerConfig:
     """The joint transformer (`transformer.py`).
 
     Attributes:
+        prediction: what the heads give, 'data' or 'velocity'.
+        attention: 'dsca', or 'joint': one attention over all tokens of both modalities (the paper's ablation).
+        projections: 'separate', or 'shared': z and r, and the self and the cross step, use the same queries, keys,
+            values and output projection, as the Wan presets do.
         embed_hidden: width of a gated layer beside the linear embedding of video tokens; 0 has none. A video token of 4
             frames has more numbers than the model has channels: products of its gradients in space and time, which are
             its motion, are best taken before that bottleneck.
@@ -48,13 +62,16 @@ class TransformerConfig:
     patch: int = 2
     prediction: str = "data"
     embed_hidden: int = 0
+    attention: str = "dsca"
+    projections: str = "separate"
 
     def __post_init__(self) -> None:
         _check_counts(self, "width", "depth", "heads", "ffn_width", "patch")
         if self.width % self.heads or (self.width // self.heads) % 2:
             raise ConfigError(f"width {self.width} must split into {self.heads} heads of even size")
-        if self.prediction not in ("data", "velocity"):
-            raise ConfigError(f"prediction must be 'data' or 'velocity', got {self.prediction!r}")
+        _check_choice("prediction", self.prediction, ("data", "velocity"))
+        _check_choice("attention", self.attention, ATTENTIONS)
+        _check_choice("projections", self.projections, PROJECTIONS)
 
 
 @dataclass(frozen=True)
@@ -64,6 +81,8 @@ class ModelConfig:
     Attributes:
         frames: window length T of a video, 1 + 4k.
         height, width: pixels of a frame; raxel images have half of each.
+        camera_encoding: what of a camera passes through the codec: 'raxel' (d + o, 3 channels), or 'pluecker' (d and
+            o x d, two images of 3 channels; the paper's ablation).
     """
 
     preset: str
@@ -72,9 +91,11 @@ class ModelConfig:
     width: int
     codec: CodecConfig
     transformer: TransformerConfig
+    camera_encoding: str = "raxel"
 
     def __post_init__(self) -> None:
         _check_counts(self, "frames", "height", "width")
+        _check_choice("camera_encoding", self.camera_encoding, CAMERA_ENCODINGS)
         step = 2 * self.codec.cell * self.transformer.patch
         if self.height % step or self.width % step:
             raise ConfigError(f"height and width must be multiples of {step}, got {self.height}x{self.width}")
@@ -85,6 +106,24 @@ class ModelConfig:
     def groups(self) -> tuple[int, ...]:
         """Frames per latent frame of a video window: the first frame alone, then 4 to 1."""
         return (1,) + (self.codec.group,) * ((self.frames - 1) // self.codec.group)
+
+    @property
+    def ray_channels(self) -> int:
+        """Channels of a ray latent: those of one image, or of two for Pluecker rays."""
+        return self.codec.channels * (2 if self.camera_encoding == "pluecker" else 1)
+
+    def switched(self, **switches: str) -> ModelConfig:
+        """Return this config with ablation switches set: attention, projections, camera_encoding.
+
+        Raises:
+            ConfigError: no such switch, or no such setting of it.
+        """
+        known = ("attention", "projections", "camera_encoding")
+        if set(switches) - set(known):
+            raise ConfigError(f"switches are {', '.join(known)}, got {', '.join(sorted(set(switches) - set(known)))}")
+        inner = {k: v for k, v in switches.items() if k != "camera_encoding"}
+        encoding = switches.get("camera_encoding", self.camera_encoding)
+        return replace(self, transformer=replace(self.transformer, **inner), camera_encoding=encoding)
 
     def to_dict(self) -> dict:
         """Return the nested dict that config.json holds."""

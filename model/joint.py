@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from .codec import LatentNormaliser, LinearCodec
 from .config import ModelConfig
+from .pluecker import pluecker_of_raxels, raxels_of_pluecker
 from .transformer import JointTransformer
 
 
@@ -23,7 +24,7 @@ class RaysAsPixels(nn.Module):
         cell = config.codec.cell
         self.codec = LinearCodec(config.codec)
         self.normaliser = LatentNormaliser(
-            config.codec.channels, (config.height // 2 // cell, config.width // 2 // cell)
+            config.codec.channels, (config.height // 2 // cell, config.width // 2 // cell), config.ray_channels
         )
         self.transformer = JointTransformer(config)
 
@@ -39,13 +40,26 @@ class RaysAsPixels(nn.Module):
 
     @torch.no_grad()
     def encode_rays(self, raxels: Tensor) -> Tensor:
-        """(B, T, H/2, W/2, 3) to r: (B, T, h/2, w/2, C)."""
-        return self.normaliser.rays_in(self.codec.encode(raxels, (1,) * raxels.shape[1]))
+        """Raxels of cameras (B, T, H/2, W/2, 3), free of noise, to r: (B, T, h/2, w/2, C)."""
+        return self.normaliser.rays_in(self.ray_latents(raxels))
+
+    @torch.no_grad()
+    def ray_latents(self, raxels: Tensor) -> Tensor:
+        """Codec latents of cameras before normalisation, by config.camera_encoding: (B, T, h/2, w/2, C).
+
+        Pluecker rays pass through the codec as two images, directions and moments; their latents are stacked to 2 C.
+        """
+        images = [raxels]
+        if self.config.camera_encoding == "pluecker":
+            images = pluecker_of_raxels(raxels).split(3, dim=-1)
+        return torch.cat([self.codec.encode(image, (1,) * raxels.shape[1]) for image in images], dim=-1)
 
     @torch.no_grad()
     def decode_rays(self, r: Tensor) -> Tensor:
-        """Invert `encode_rays`: (B, T, H/2, W/2, 3)."""
-        return self.codec.decode(self.normaliser.rays_out(r), (1,) * r.shape[1])
+        """Invert `encode_rays`: r, which may be noisy, to raxels (B, T, H/2, W/2, 3)."""
+        parts = self.normaliser.rays_out(r).split(self.config.codec.channels, dim=-1)
+        images = [self.codec.decode(part, (1,) * r.shape[1]) for part in parts]
+        return images[0] if len(images) == 1 else raxels_of_pluecker(torch.cat(images, dim=-1))
 
     def forward(
         self, z: Tensor, r: Tensor, t_z: Tensor, t_r: Tensor, reference: Tensor, groups: tuple[int, ...]
@@ -57,4 +71,4 @@ class RaysAsPixels(nn.Module):
         """Shapes of z and r for a batch and a layout."""
         cell, c = self.config.codec.cell, self.config.codec.channels
         h, w = self.config.height // cell, self.config.width // cell
-        return (batch, len(groups), h, w, c), (batch, sum(groups), h // 2, w // 2, c)
+        return (batch, len(groups), h, w, c), (batch, sum(groups), h // 2, w // 2, self.config.ray_channels)

@@ -74,6 +74,11 @@ class Projections(nn.Module):
         return self.out(rearrange(attended, "b h (f n) d -> b f n (h d)", f=frames))
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention of q (B, heads, N, d) over k and v (B, heads, M, d): (B, heads, N, d)."""
+    return F.scaled_dot_product_attention(q, k, v)
+
+
 class SwiGLU(nn.Module):
     """Gated feed-forward: out(silu(a) * b). Its product lets one layer multiply gradients in space and time."""
 

@@ -15,53 +15,62 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from .config import ModelConfig
-from .layers import Embedding, Projections, SwiGLU, TimeEmbedding, modulate, rotary_angles
-
-_MODULATIONS = 9          # (shift, scale, gate) for self-attention, cross-attention and feed-forward
+from .config import ModelConfig, TransformerConfig
+from .layers import Embedding, Projections, SwiGLU, TimeEmbedding, attend, modulate, rotary_angles
 
 
 class Stream(nn.Module):
     """The layers of one modality in one block."""
 
-    def __init__(self, width: int, heads: int, ffn_width: int) -> None:
+    def __init__(self, c: TransformerConfig) -> None:
         super().__init__()
-        self.self_attention = Projections(width, heads)
-        self.cross_attention = Projections(width, heads)
-        self.feed_forward = SwiGLU(width, ffn_width)
-        self.modulation = nn.Parameter(torch.zeros(_MODULATIONS, width))
+        if c.projections == "separate":
+            self.self_attention = Projections(c.width, c.heads)
+            if c.attention == "dsca":
+                self.cross_attention = Projections(c.width, c.heads)
+        self.feed_forward = SwiGLU(c.width, c.ffn_width)
+        self.modulation = nn.Parameter(torch.zeros(modulations(c), c.width))
         with torch.no_grad():
             self.modulation[2::3] = 0.5          # gates start half open: a tiny model trains from step one
 
 
 class Block(nn.Module):
-    """One DSCA block over both streams."""
+    """One block over both streams: DSCA, or one joint attention over all tokens (config.attention)."""
 
-    def __init__(self, width: int, heads: int, ffn_width: int) -> None:
+    def __init__(self, c: TransformerConfig) -> None:
         super().__init__()
-        self.z = Stream(width, heads, ffn_width)
-        self.r = Stream(width, heads, ffn_width)
+        self.joint = c.attention == "joint"
+        self.attention = Projections(c.width, c.heads) if c.projections == "shared" else None
+        self.z, self.r = Stream(c), Stream(c)
 
     def forward(self, z: Tensor, r: Tensor, mod_z: Tensor, mod_r: Tensor, rotary_z, rotary_r) -> tuple[Tensor, Tensor]:
-        mz = (mod_z + self.z.modulation).unsqueeze(2).unbind(3)                    # 9 of (B, L, 1, D)
-        mr = (mod_r + self.r.modulation).unsqueeze(2).unbind(3)                    # 9 of (B, T, 1, D)
+        mz = (mod_z + self.z.modulation).unsqueeze(2).unbind(3)                    # 9 or 6 of (B, L, 1, D)
+        mr = (mod_r + self.r.modulation).unsqueeze(2).unbind(3)                    # 9 or 6 of (B, T, 1, D)
 
-        z = z + mz[2] * _self_attend(self.z.self_attention, modulate(z, *mz[0:2]), rotary_z)      # (B, L, n, D)
-        r = r + mr[2] * _self_attend(self.r.self_attention, modulate(r, *mr[0:2]), rotary_r)      # (B, T, m, D)
+        own_z, own_r = self.attention or self.z.self_attention, self.attention or self.r.self_attention
+        q_z, k_z, v_z = own_z(modulate(z, *mz[0:2]), rotary_z)                     # (B, heads, N, d)
+        q_r, k_r, v_r = own_r(modulate(r, *mr[0:2]), rotary_r)                     # (B, heads, M, d)
+        if self.joint:
+            k, v = torch.cat([k_z, k_r], dim=2), torch.cat([v_z, v_r], dim=2)      # (B, heads, N + M, d)
+            k_z, v_z, k_r, v_r = k, v, k, v
+        z = z + mz[2] * own_z.merge(attend(q_z, k_z, v_z), z.shape[1])             # (B, L, n, D)
+        r = r + mr[2] * own_r.merge(attend(q_r, k_r, v_r), r.shape[1])             # (B, T, m, D)
 
-        q_z, k_z, v_z = self.z.cross_attention(modulate(z, *mz[3:5]), rotary_z)    # (B, heads, N, d)
-        q_r, k_r, v_r = self.r.cross_attention(modulate(r, *mr[3:5]), rotary_r)    # (B, heads, M, d)
-        z = z + mz[5] * self.z.cross_attention.merge(F.scaled_dot_product_attention(q_z, k_r, v_r), z.shape[1])
-        r = r + mr[5] * self.r.cross_attention.merge(F.scaled_dot_product_attention(q_r, k_z, v_z), r.shape[1])
+        if not self.joint:
+            other_z, other_r = self.attention or self.z.cross_attention, self.attention or self.r.cross_attention
+            q_z, k_z, v_z = other_z(modulate(z, *mz[3:5]), rotary_z)
+            q_r, k_r, v_r = other_r(modulate(r, *mr[3:5]), rotary_r)
+            z = z + mz[5] * other_z.merge(attend(q_z, k_r, v_r), z.shape[1])
+            r = r + mr[5] * other_r.merge(attend(q_r, k_z, v_z), r.shape[1])
 
-        z = z + mz[8] * self.z.feed_forward(modulate(z, *mz[6:8]))
-        r = r + mr[8] * self.r.feed_forward(modulate(r, *mr[6:8]))
+        z = z + mz[-1] * self.z.feed_forward(modulate(z, *mz[-3:-1]))
+        r = r + mr[-1] * self.r.feed_forward(modulate(r, *mr[-3:-1]))
         return z, r
 
 
-def _self_attend(projections: Projections, x: Tensor, rotary) -> Tensor:
-    q, k, v = projections(x, rotary)
-    return projections.merge(F.scaled_dot_product_attention(q, k, v), x.shape[1])
+def modulations(c: TransformerConfig) -> int:
+    """(shift, scale, gate) for each attention and for the feed-forward layer."""
+    return 9 if c.attention == "dsca" else 6
 
 
 class JointTransformer(nn.Module):
@@ -71,19 +80,19 @@ class JointTransformer(nn.Module):
         super().__init__()
         self.config = config
         c = config.transformer
-        token = c.patch**2 * config.codec.channels
+        token, ray_token = c.patch**2 * config.codec.channels, c.patch**2 * config.ray_channels
         self.embed_image = Embedding(token, c.width, c.embed_hidden)
         self.embed_video = Embedding(token, c.width, c.embed_hidden)
-        self.embed_rays = nn.Linear(token, c.width)
+        self.embed_rays = nn.Linear(ray_token, c.width)
         self.embed_place = nn.Linear(2 * 8, c.width)
         self.reference = nn.Parameter(torch.randn(2, c.width) * 0.02)
         self.time_z, self.time_r = TimeEmbedding(c.width), TimeEmbedding(c.width)
-        self.modulation_z = nn.Linear(c.width, _MODULATIONS * c.width)
-        self.modulation_r = nn.Linear(c.width, _MODULATIONS * c.width)
-        self.blocks = nn.ModuleList(Block(c.width, c.heads, c.ffn_width) for _ in range(c.depth))
+        self.modulation_z = nn.Linear(c.width, modulations(c) * c.width)
+        self.modulation_r = nn.Linear(c.width, modulations(c) * c.width)
+        self.blocks = nn.ModuleList(Block(c) for _ in range(c.depth))
         self.head_image = nn.Linear(c.width, token)
         self.head_video = nn.Linear(c.width, token)
-        self.head_rays = nn.Linear(c.width, token)
+        self.head_rays = nn.Linear(c.width, ray_token)
         for layer in (self.modulation_z, self.modulation_r, self.head_image, self.head_video, self.head_rays):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
@@ -102,12 +111,12 @@ class JointTransformer(nn.Module):
         """
         if list(groups) != sorted(groups):
             raise ValueError(f"groups must hold single images first, then groups of frames, got {groups}")
-        patch = self.config.transformer.patch
+        patch, width = self.config.transformer.patch, self.config.transformer.width
         h, w = z.shape[2] // patch, z.shape[3] // patch
         tokens_z = rearrange(z, "b l (h p) (w q) c -> b l (h w) (p q c)", p=patch, q=patch)      # (B, L, n, P)
         tokens_r = rearrange(r, "b t (h p) (w q) c -> b t (h w) (p q c)", p=patch, q=patch)      # (B, T, m, P)
         positions_z, positions_r = token_positions(groups, h, w, z.device)
-        rotary_width = self.config.transformer.width // self.config.transformer.heads
+        rotary_width = width // self.config.transformer.heads
         rotary_z, rotary_r = rotary_angles(positions_z, rotary_width), rotary_angles(positions_r, rotary_width)
 
         images = groups.count(1)                                                   # images lead, groups of 4 follow
@@ -117,8 +126,8 @@ class JointTransformer(nn.Module):
         is_reference = F.one_hot(reference, r.shape[1]).to(x_r.dtype)[..., None, None]            # (B, T, 1, 1)
         x_r = x_r + is_reference * self.reference[0] + (1 - is_reference) * self.reference[1]     # (B, T, m, D)
 
-        mod_z = self.modulation_z(F.silu(self.time_z(t_z))).unflatten(-1, (_MODULATIONS, -1))     # (B, L, 9, D)
-        mod_r = self.modulation_r(F.silu(self.time_r(t_r))).unflatten(-1, (_MODULATIONS, -1))     # (B, T, 9, D)
+        mod_z = self.modulation_z(F.silu(self.time_z(t_z))).unflatten(-1, (-1, width))              # (B, L, 9, D)
+        mod_r = self.modulation_r(F.silu(self.time_r(t_r))).unflatten(-1, (-1, width))              # (B, T, 9, D)
         read = x_z
         for block in self.blocks:
             read = x_z

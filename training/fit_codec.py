@@ -35,6 +35,5 @@ def fit_codec(model: RaysAsPixels, pool, windows: int = 1024, seed: int = 0) -> 
     model.codec.image_basis.copy_(fit_basis(blocks_of(image, cell, 1), cell, 1, channels, _IMAGE_DEGREE))
     model.codec.video_basis.copy_(fit_basis(blocks_of(video, cell, group), cell, group, channels, _VIDEO_DEGREE))
     latents = model.codec.encode(batch.frames, config.groups)
-    raxels = batch.raxels()
-    rays = model.codec.encode(raxels, (1,) * config.frames).flatten(0, 1)
+    rays = model.ray_latents(batch.raxels()).flatten(0, 1)
     model.normaliser.fit(latents[:, :1].flatten(0, 1), latents[:, 1:].flatten(0, 1), rays)
