@@ -23,13 +23,12 @@ def blocks_of(frames: Tensor, cell: int, group: int) -> Tensor:
 
 
 @torch.no_grad()
-def fit_codec(model: RaysAsPixels, pool, windows: int = 1024, seed: int = 0) -> None:
-    """Set codec bases and normaliser statistics of `model` in place from windows of the pool."""
+def fit_codec(model: RaysAsPixels, source, windows: int = 1024, seed: int = 0) -> None:
+    """Set codec bases and normaliser statistics of `model` in place from windows of a `ClipSource`."""
     config = model.config
     rng = np.random.default_rng(seed)
-    ready = pool.ready()
-    slots = rng.choice(ready, windows, replace=windows > len(ready))
-    batch = cut_windows(pool, slots, rng, config.frames, augment=True)
+    clips, slots = source.take(windows, rng)
+    batch = cut_windows(clips, slots, rng, config.frames, augment=True)
     cell, group, channels = config.codec.cell, config.codec.group, config.codec.channels
     image, video = batch.frames[:, :1], batch.frames[:, 1:]
     model.codec.image_basis.copy_(fit_basis(blocks_of(image, cell, 1), cell, 1, channels, _IMAGE_DEGREE))
