@@ -246,8 +246,8 @@ class Trainer:
             "source": self._source_state,
             "config": self.config.to_dict(),
         }
-        learner = self.learner
-        save_state(self.out, self.step, learner.modules, learner.optimizers, facts, self.processes, self.run_config.keep)
+        modules, optimizers = self.learner.modules, self.learner.optimizers
+        save_state(self.out, self.step, modules, optimizers, facts, self.processes, self.run_config.keep)
 
     def export(self, folder: Path, card: str) -> None:
         """Write the averaged weights as a checkpoint."""

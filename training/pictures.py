@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Contact sheets during training: what goes in, what comes out, and what is true.
 
-One column block per held-out window: its frames, the raxels as estimated and as they are, then source, rendered view and
-truth of a view.
+One column block per held-out window: its frames, the raxels as estimated and as they are, then source, rendered view
+and truth of a view.
 """
 
 from __future__ import annotations

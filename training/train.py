@@ -143,7 +143,8 @@ def _open_source(settings: Settings, processes):
 
 def _start_workers(run: RunConfig, pool) -> list[subprocess.Popen]:
     """Start the renderers; each fills its own residue class of the pool's slots, and ends when they are full."""
-    command = [sys.executable, "-m", "rays_as_pixels_training.data.procedural", str(run.pool or run.out / "clips"), "--with-parent"]
+    folder = str(run.pool or run.out / "clips")
+    command = [sys.executable, "-m", "rays_as_pixels_training.data.procedural", folder, "--with-parent"]
     if run.textures:
         command += ["--textures", run.textures]
     if not run.renew:

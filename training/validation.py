@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A quick evaluation during training, on held-out clips that stay the same: it chooses the best weights.
 
-`rays-as-pixels eval` is the full one. Here: the last frame's camera against the first's with one denoising step, and one
-view from one source with two. Each error is taken relative to a guess that costs nothing (the camera stands still; the
-view is the source), and the score is their mean over the tasks that are trained: below 1 is better than guessing.
+`rays-as-pixels eval` is the full one. Here: the last frame's camera against the first's with one denoising step, and
+one view from one source with two. Each error is taken relative to a guess that costs nothing (the camera stands still;
+the view is the source), and the score is their mean over the tasks that are trained: below 1 is better than guessing.
 
 Axes: N windows, T frames.
 """
