@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
+from copy import copy
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
 from .codec import LatentNormaliser, LinearCodec
 from .config import ModelConfig
+from .layout import Layout
 from .pluecker import pluecker_of_raxels, raxels_of_pluecker
 from .transformer import JointTransformer
 
@@ -29,13 +33,15 @@ class RaysAsPixels(nn.Module):
         self.transformer = JointTransformer(config)
 
     @torch.no_grad()
-    def encode_frames(self, frames: Tensor, groups: tuple[int, ...]) -> Tensor:
+    def encode_frames(self, frames: Tensor, layout: Layout | tuple[int, ...]) -> Tensor:
         """(B, T, H, W, 3) in [-1, 1] to z: (B, L, h, w, C)."""
+        groups = Layout.of(layout).groups
         return self.normaliser.video_in(self.codec.encode(frames, groups), groups)
 
     @torch.no_grad()
-    def decode_frames(self, z: Tensor, groups: tuple[int, ...]) -> Tensor:
+    def decode_frames(self, z: Tensor, layout: Layout | tuple[int, ...]) -> Tensor:
         """z (B, L, h, w, C) to (B, T, H, W, 3), clamped to [-1, 1]."""
+        groups = Layout.of(layout).groups
         return self.codec.decode(self.normaliser.video_out(z, groups), groups).clamp(-1, 1)
 
     @torch.no_grad()
@@ -62,13 +68,29 @@ class RaysAsPixels(nn.Module):
         return images[0] if len(images) == 1 else raxels_of_pluecker(torch.cat(images, dim=-1))
 
     def forward(
-        self, z: Tensor, r: Tensor, t_z: Tensor, t_r: Tensor, reference: Tensor, groups: tuple[int, ...]
+        self, z: Tensor, r: Tensor, t_z: Tensor, t_r: Tensor, reference: Tensor, layout: Layout | tuple[int, ...]
     ) -> tuple[Tensor, Tensor]:
         """Velocities of z and r; see `JointTransformer.forward`."""
-        return self.transformer(z, r, t_z, t_r, reference, groups)
+        return self.transformer(z, r, t_z, t_r, reference, layout)
 
-    def latent_shapes(self, batch: int, groups: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Shapes of z and r for a batch and a layout."""
+    def latent_shapes(
+        self, batch: int, layout: Layout | tuple[int, ...], size: tuple[int, int] | None = None
+    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Shapes of z and r for a batch, a layout and a frame size (height, width; default: the config's)."""
+        layout, (height, width) = Layout.of(layout), size or (self.config.height, self.config.width)
         cell, c = self.config.codec.cell, self.config.codec.channels
-        h, w = self.config.height // cell, self.config.width // cell
-        return (batch, len(groups), h, w, c), (batch, sum(groups), h // 2, w // 2, self.config.ray_channels)
+        h, w = height // cell, width // cell
+        return (batch, len(layout.groups), h, w, c), (batch, layout.frames, h // 2, w // 2, self.config.ray_channels)
+
+    def at(self, *, frames: int | None = None, height: int | None = None, width: int | None = None) -> RaysAsPixels:
+        """Return this model for other windows: the same weights, not a copy, under a config of another size.
+
+        Rotary positions and places extrapolate; docs/model.md says how far that was measured.
+
+        Raises:
+            ConfigError: sizes that the codec and the patches cannot divide.
+        """
+        changed = {"frames": frames, "height": height, "width": width}
+        other = copy(self)
+        other.config = replace(self.config, **{k: v for k, v in changed.items() if v is not None})
+        return other
