@@ -140,6 +140,11 @@ class LatentNormaliser(nn.Module):
             scale = scale / (flat.std(0) * scale).square().mean().sqrt()      # unit variance over all channels together
             getattr(self, f"{name}_shift").copy_(flat.mean(0))
             getattr(self, f"{name}_scale").copy_(scale)
+        self.fit_rays(rays, floor)
+
+    @torch.no_grad()
+    def fit_rays(self, rays: Tensor, floor: float = 0.05) -> None:
+        """Set the statistics of ray latents alone, from rays (n, h, w, C)."""
         self.ray_shift.copy_(rays.mean(0))
         centred = rays - self.ray_shift
         mean = centred.mean((1, 2))

@@ -10,10 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from .codec import LatentNormaliser, LinearCodec
-from .config import ModelConfig
+from .config import ModelConfig, WanCodecConfig, WanTransformerConfig
 from .layout import Layout
 from .pluecker import pluecker_of_raxels, raxels_of_pluecker
 from .transformer import JointTransformer
+from .wan import WanJointTransformer
+from .wan_codec import WanCodec
+
+
+def build_transformer(config: ModelConfig) -> nn.Module:
+    """Make the transformer of a config, with random weights."""
+    kind = WanJointTransformer if isinstance(config.transformer, WanTransformerConfig) else JointTransformer
+    return kind(config)
 
 
 class RaysAsPixels(nn.Module):
@@ -22,15 +30,15 @@ class RaysAsPixels(nn.Module):
     Axes: B batch, T frames, H W pixels, L latent frames, h w cells, C channels.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, transformer: nn.Module | None = None) -> None:
         super().__init__()
         self.config = config
         cell = config.codec.cell
-        self.codec = LinearCodec(config.codec)
+        self.codec = WanCodec(config.codec) if isinstance(config.codec, WanCodecConfig) else LinearCodec(config.codec)
         self.normaliser = LatentNormaliser(
             config.codec.channels, (config.height // 2 // cell, config.width // 2 // cell), config.ray_channels
         )
-        self.transformer = JointTransformer(config)
+        self.transformer = build_transformer(config) if transformer is None else transformer
 
     @torch.no_grad()
     def encode_frames(self, frames: Tensor, layout: Layout | tuple[int, ...]) -> Tensor:
@@ -58,20 +66,32 @@ class RaysAsPixels(nn.Module):
         images = [raxels]
         if self.config.camera_encoding == "pluecker":
             images = pluecker_of_raxels(raxels).split(3, dim=-1)
-        return torch.cat([self.codec.encode(image, (1,) * raxels.shape[1]) for image in images], dim=-1)
+        scale, groups = self.config.codec.ray_scale, (1,) * raxels.shape[1]
+        return torch.cat([self.codec.encode(image * scale, groups) for image in images], dim=-1)
 
     @torch.no_grad()
     def decode_rays(self, r: Tensor) -> Tensor:
         """Invert `encode_rays`: r, which may be noisy, to raxels (B, T, H/2, W/2, 3)."""
         parts = self.normaliser.rays_out(r).split(self.config.codec.channels, dim=-1)
-        images = [self.codec.decode(part, (1,) * r.shape[1]) for part in parts]
+        images = [self.codec.decode(part, (1,) * r.shape[1]) / self.config.codec.ray_scale for part in parts]
         return images[0] if len(images) == 1 else raxels_of_pluecker(torch.cat(images, dim=-1))
 
     def forward(
-        self, z: Tensor, r: Tensor, t_z: Tensor, t_r: Tensor, reference: Tensor, layout: Layout | tuple[int, ...]
+        self,
+        z: Tensor,
+        r: Tensor,
+        t_z: Tensor,
+        t_r: Tensor,
+        reference: Tensor,
+        layout: Layout | tuple[int, ...],
+        prompt: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Velocities of z and r; see `JointTransformer.forward`."""
-        return self.transformer(z, r, t_z, t_r, reference, layout)
+        """Velocities of z and r; see `JointTransformer.forward`. Only Wan presets take a prompt (B, s, text width)."""
+        if prompt is None:
+            return self.transformer(z, r, t_z, t_r, reference, layout)
+        if not isinstance(self.transformer, WanJointTransformer):
+            raise ValueError(f"preset {self.config.preset!r} takes no prompt; the Wan presets do")
+        return self.transformer(z, r, t_z, t_r, reference, layout, prompt)
 
     def latent_shapes(
         self, batch: int, layout: Layout | tuple[int, ...], size: tuple[int, int] | None = None
