@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields, replace
+from typing import ClassVar
 
 
 class ConfigError(ValueError):
@@ -24,6 +25,8 @@ class CodecConfig:
     channels: int = 48
     cell: int = 8
     group: int = 4
+
+    ray_scale: ClassVar[float] = 1.0
 
     def __post_init__(self) -> None:
         _check_counts(self, "channels", "cell", "group")
@@ -75,6 +78,63 @@ class TransformerConfig:
 
 
 @dataclass(frozen=True)
+class WanCodecConfig:
+    """The frozen Wan 2.1 VAE (`wan_codec.py`): 1 + 4k frames, 8x8 pixels to a cell.
+
+    Attributes:
+        channels: of a latent. base, blocks: width of the first layer and residual blocks per level of the VAE.
+        ray_scale: raxels are multiplied by it before the VAE, whose decoder clamps to [-1, 1].
+    """
+
+    kind: str = "wan"
+    channels: int = 16
+    base: int = 96
+    blocks: int = 2
+    ray_scale: float = 0.5
+
+    cell: ClassVar[int] = 8
+    group: ClassVar[int] = 4
+
+    def __post_init__(self) -> None:
+        _check_counts(self, "channels", "base", "blocks")
+        _check_choice("kind", self.kind, ("wan",))
+
+
+@dataclass(frozen=True)
+class WanTransformerConfig:
+    """The joint transformer around Wan 2.1 (`wan.py`); widths as in Wan's own config.
+
+    Attributes:
+        text_width, text_tokens: of the prompt embeddings; shorter prompts are padded with zeros, as Wan was trained.
+        time_features: sinusoids of a time.
+        attention, projections: see `TransformerConfig`; 'separate' here gives the rays their own copies.
+    """
+
+    kind: str = "wan"
+    width: int = 5120
+    depth: int = 40
+    heads: int = 40
+    ffn_width: int = 13824
+    patch: int = 2
+    text_width: int = 4096
+    text_tokens: int = 512
+    time_features: int = 256
+    attention: str = "dsca"
+    projections: str = "shared"
+
+    prediction: ClassVar[str] = "velocity"
+
+    def __post_init__(self) -> None:
+        counts = ("width", "depth", "heads", "ffn_width", "patch", "text_width", "text_tokens", "time_features")
+        _check_counts(self, *counts)
+        _check_choice("kind", self.kind, ("wan",))
+        if self.width % self.heads or (self.width // self.heads) % 2:
+            raise ConfigError(f"width {self.width} must split into {self.heads} heads of even size")
+        _check_choice("attention", self.attention, ATTENTIONS)
+        _check_choice("projections", self.projections, PROJECTIONS)
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """One preset: window size, codec and transformer.
 
@@ -89,13 +149,15 @@ class ModelConfig:
     frames: int
     height: int
     width: int
-    codec: CodecConfig
-    transformer: TransformerConfig
+    codec: CodecConfig | WanCodecConfig
+    transformer: TransformerConfig | WanTransformerConfig
     camera_encoding: str = "raxel"
 
     def __post_init__(self) -> None:
         _check_counts(self, "frames", "height", "width")
         _check_choice("camera_encoding", self.camera_encoding, CAMERA_ENCODINGS)
+        if isinstance(self.codec, WanCodecConfig) != isinstance(self.transformer, WanTransformerConfig):
+            raise ConfigError("the Wan transformer goes with the Wan codec, and neither with another")
         step = 2 * self.codec.cell * self.transformer.patch
         if self.height % step or self.width % step:
             raise ConfigError(f"height and width must be multiples of {step}, got {self.height}x{self.width}")
@@ -106,6 +168,13 @@ class ModelConfig:
     def groups(self) -> tuple[int, ...]:
         """Frames per latent frame of a video window: the first frame alone, then 4 to 1."""
         return (1,) + (self.codec.group,) * ((self.frames - 1) // self.codec.group)
+
+    @property
+    def tokens(self) -> tuple[int, int]:
+        """Video and ray tokens of a window."""
+        cell = self.codec.cell * self.transformer.patch
+        per_frame = (self.height // cell) * (self.width // cell)
+        return len(self.groups) * per_frame, self.frames * (per_frame // 4)
 
     @property
     def ray_channels(self) -> int:
@@ -134,8 +203,14 @@ class ModelConfig:
         """Build from `to_dict`'s form; raises ConfigError naming an unknown or missing field."""
         if not isinstance(data, dict):
             raise ConfigError(f"model config must be a JSON object, got {type(data).__name__}")
-        parts = {"codec": CodecConfig, "transformer": TransformerConfig}
-        return _build(cls, {k: _build(parts[k], v, k) if k in parts else v for k, v in data.items()}, "model config")
+        parts = {"codec": (CodecConfig, WanCodecConfig), "transformer": (TransformerConfig, WanTransformerConfig)}
+        built = {}
+        for name, value in data.items():
+            if name in parts:
+                ours, wan = parts[name]
+                value = _build(wan if isinstance(value, dict) and value.get("kind") == "wan" else ours, value, name)
+            built[name] = value
+        return _build(cls, built, "model config")
 
 
 def _build(cls: type, data: dict, where: str):
@@ -167,6 +242,27 @@ PRESETS: dict[str, ModelConfig] = {
         width=128,
         codec=CodecConfig(channels=48),
         transformer=TransformerConfig(width=256, depth=8, heads=4, ffn_width=768, patch=1),
+    ),
+    # 4,140 tokens a window (2,160 video, 1,980 ray), 141M parameters: for one large GPU
+    "small": ModelConfig(
+        "small",
+        frames=33,
+        height=192,
+        width=320,
+        codec=CodecConfig(channels=48),
+        transformer=TransformerConfig(width=640, depth=10, heads=10, ffn_width=1728),
+    ),
+    # Wan 2.1 text-to-video and a ray stream: 64,350 tokens a window (32,760 video, 31,590 ray)
+    "wan-1.3b": ModelConfig(
+        "wan-1.3b",
+        frames=81,
+        height=480,
+        width=832,
+        codec=WanCodecConfig(),
+        transformer=WanTransformerConfig(width=1536, depth=30, heads=12, ffn_width=8960),
+    ),
+    "wan-14b": ModelConfig(
+        "wan-14b", frames=81, height=480, width=832, codec=WanCodecConfig(), transformer=WanTransformerConfig()
     ),
 }
 

@@ -112,7 +112,7 @@ class TrainConfig:
             optimizer = "adamw" if large or processes > 1 else "muon"
         if optimizer == "muon" and processes > 1:
             raise ValueError(
-                f"optimizer muon needs whole matrices, which are split over {processes} processes: use --optimizer adamw"
+                f"optimizer muon needs whole matrices, which {processes} processes split: use --optimizer adamw"
             )
         parts = self.parts or processes
         if parts % processes or self.batch % parts:

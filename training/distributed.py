@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from rays_as_pixels_model.config import ModelConfig
+from rays_as_pixels_model.config import ModelConfig, WanTransformerConfig
 from rays_as_pixels_model.joint import RaysAsPixels
 
 from .motion import MotionHead
@@ -86,9 +86,16 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
+def motion_head(config: ModelConfig) -> nn.Module:
+    """Make the auxiliary head of a model; one whose transformer gives no features (Wan) has an empty one."""
+    if isinstance(config.transformer, WanTransformerConfig):
+        return nn.Identity()
+    return MotionHead(config.transformer.width, config.transformer.patch, config.frames)
+
+
 def split_model(
-    config: ModelConfig, weights: RaysAsPixels | None, motion: MotionHead | None, processes: Processes, bf16: bool
-) -> tuple[RaysAsPixels, RaysAsPixels, MotionHead]:
+    config: ModelConfig, weights: RaysAsPixels | None, motion: nn.Module | None, processes: Processes, bf16: bool
+) -> tuple[RaysAsPixels, RaysAsPixels, nn.Module]:
     """Return (model, average, motion head) with parameters split over the processes and the first one's values.
 
     Args:
@@ -108,7 +115,8 @@ def split_model(
     def place(module: nn.Module, whole: nn.Module | None) -> nn.Module:
         for block in getattr(getattr(module, "transformer", None), "blocks", []):
             fully_shard(block, mesh=mesh, mp_policy=policy)
-        fully_shard(getattr(module, "transformer", module), mesh=mesh, mp_policy=policy)
+        if any(True for _ in module.parameters()):
+            fully_shard(getattr(module, "transformer", module), mesh=mesh, mp_policy=policy)
         module.to_empty(device=processes.device)
         set_model_state_dict(module, whole.state_dict() if processes.first else {}, options=options)
         kept = module.state_dict().keys()
@@ -119,8 +127,7 @@ def split_model(
                 buffer.copy_(value)
         return module
 
-    size = config.transformer
     with torch.device("meta"):
-        modules = RaysAsPixels(config), RaysAsPixels(config), MotionHead(size.width, size.patch, config.frames)
+        modules = RaysAsPixels(config), RaysAsPixels(config), motion_head(config)
     model, average, head = (place(m, w) for m, w in zip(modules, (weights, weights, motion), strict=True))
     return model, average.eval().requires_grad_(False), head

@@ -23,5 +23,5 @@ class Ema:
     def update(self, model: nn.Module, step: int) -> None:
         """Move towards `model`; early steps use a shorter memory."""
         decay = min(self.decay, (step + 1) / (step + 10))
-        pairs = (map(local, m.parameters()) for m in (self.model, model))
+        pairs = (map(local, m.transformer.parameters()) for m in (self.model, model))  # all that learns
         torch._foreach_lerp_(*map(list, pairs), 1 - decay)

@@ -17,7 +17,7 @@ from rays_as_pixels_model.config import ModelConfig, preset
 from rays_as_pixels_model.joint import RaysAsPixels
 
 from .config import TrainConfig
-from .distributed import Processes, split_model
+from .distributed import Processes, motion_head, split_model
 from .ema import Ema
 from .loss import velocity_loss
 from .motion import MotionHead, motion_loss
@@ -81,8 +81,7 @@ class Learner:
         self.config, self.processes = config, processes or Processes()
         self.device = self.processes.device
         self.bf16 = bf16_pays(self.device) if config.precision == "auto" else config.precision == "bfloat16"
-        size = shape.transformer
-        motion = MotionHead(size.width, size.patch, shape.frames) if self.processes.first else None
+        motion = motion_head(shape) if self.processes.first else None
         if self.processes.count == 1:
             self.model, self.motion, average = weights.to(self.device), motion.to(self.device), None
         else:
@@ -115,14 +114,13 @@ class Learner:
         patch, weight = self.model.config.transformer.patch, self.config.cosine_weight
         (z, r), (u_z, u_r) = noised(self.model, batch, generator)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            v_z, v_r, features = self.net(
-                z, r, batch.t_z, batch.t_r, batch.windows.reference, batch.groups, features=True
-            )
+            given = (z, r, batch.t_z, batch.t_r, batch.windows.reference, batch.groups)
+            v_z, v_r, *features = self.net(*given, **({"features": True} if self._has_motion({part: batch}) else {}))
         loss_z = velocity_loss(v_z.float(), u_z, batch.t_z < 1, patch, weight)
         loss_r = velocity_loss(v_r.float(), u_r, batch.t_r < 1, patch, weight, self.ray_weights)
-        if not self._has_motion({part: batch}):
+        if not features:
             return Losses(loss_z, loss_r, None)
-        motion = motion_loss(self.motion(features.float(), z.shape[2]), batch.windows, batch.groups)
+        motion = motion_loss(self.motion(features[0].float(), z.shape[2]), batch.windows, batch.groups)
         return Losses(loss_z, loss_r, motion)
 
     def update(self, parts: dict[int, TaskBatch], step: int) -> Update:
@@ -165,7 +163,8 @@ class Learner:
 
     def _has_motion(self, parts: dict[int, TaskBatch]) -> bool:
         batch = next(iter(parts.values()))
-        return batch.task == "pose" and batch.windows.inverse_depth is not None and self.config.motion_weight > 0
+        wanted = batch.task == "pose" and batch.windows.inverse_depth is not None and self.config.motion_weight > 0
+        return wanted and isinstance(self.motion, MotionHead)
 
     def _mean(self, found: list[Losses]) -> dict[str, float]:
         """Mean over the parts of all processes."""

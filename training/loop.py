@@ -68,7 +68,7 @@ class Trainer:
         self._recover()
         past = states(self.out)
         if not past and (self.out / "last.safetensors").exists():
-            raise ValueError(f"{self.out} holds a run of an older version; name another --out, and --init its checkpoint")
+            raise ValueError(f"{self.out} holds a run of an older version; use another --out, and --init its checkpoint")
         facts = read_facts(past[-1]) if past else None
         if facts is not None:
             self._compare(past[-1], facts["config"])

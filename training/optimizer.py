@@ -66,7 +66,7 @@ def make_optimizers(model: RaysAsPixels, config: TrainConfig, motion: nn.Module)
     named = list(model.transformer.blocks.named_parameters())
     matrices = [p for n, p in named if p.ndim == 2 and "modulation" not in n]
     chosen = {id(p) for p in matrices}
-    rest = [p for p in model.parameters() if id(p) not in chosen] + list(motion.parameters())
+    rest = [p for p in model.transformer.parameters() if id(p) not in chosen] + list(motion.parameters())
     common = {"lr": config.lr, "weight_decay": config.weight_decay}
     if config.optimizer == "muon":
         return [Muon(matrices, **common), torch.optim.AdamW(rest, **common, betas=(0.9, 0.98))]
