@@ -117,7 +117,8 @@ def _image_folder(model: Path, images: str) -> Path:
     for folder in folders:
         if folder.is_dir():
             return folder
-    raise DatasetError(f"{model}: no images at {', '.join(map(str, folders))}: name their folder with the option images")
+    listed = ", ".join(map(str, folders))
+    raise DatasetError(f"{model}: no images at {listed}: name their folder with the option images")
 
 
 def _video(name: str, model: Path, folder: Path, reconstruction, images: list, fps: float) -> PosedVideo:
