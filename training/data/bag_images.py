@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import cv2
@@ -34,10 +35,15 @@ _ENCODINGS = {
 }
 
 
+@cache
+def _humble():
+    return get_typestore(Stores.ROS2_HUMBLE)
+
+
 def open_bag(path: Path) -> AnyReader:
     """Open a bag of ROS 2 (sqlite3 or MCAP) or ROS 1; sqlite3 bags without message definitions read as Humble's."""
     try:
-        reader = AnyReader([path], default_typestore=get_typestore(Stores.ROS2_HUMBLE))
+        reader = AnyReader([path], default_typestore=_humble())
         reader.open()
     except (AnyReaderError, OSError, ValueError) as error:
         raise DatasetError(f"{path}: not a readable bag: {error}") from error

@@ -18,7 +18,7 @@ from .checks import numbers
 from .posed import DatasetError
 
 _BORDER = 0.5  # pixels beyond the outermost pixel centres that may be read: their copies
-_LARGEST_ZOOM = 4.0
+_LARGEST_ZOOM = 2.0
 
 
 class Undistorter:
