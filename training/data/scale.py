@@ -66,7 +66,7 @@ def estimate_scene_scale(video: PosedVideo, every: int = 5) -> np.ndarray:
     else:
         raise DatasetError(
             f"{video.name}: the scene's scale cannot be measured: no two frames up to {_APART[-1]} apart have "
-            f"{_LEAST_POINTS} matches that agree with the cameras and see their points {_PARALLAX_DEG[-1]} degrees apart"
+            f"{_LEAST_POINTS} matches that agree with the cameras and see them {_PARALLAX_DEG[-1]} degrees apart"
         )
     logs = np.log(measured[known])
     logs = median_filter(logs, size=min(_SMOOTH, len(logs)), mode="nearest")
