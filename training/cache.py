@@ -64,7 +64,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--stride", type=_at_least(1), default=1,
                         help="frames of the video from one frame of a clip to the next (default 1)")  # fmt: skip
     parser.add_argument("--step", type=_at_least(1),
-                        help="frames of the video from one clip to the next (default: they do not overlap)")  # fmt: skip
+                        help="frames of the video from one clip to the next (default: no overlap)")  # fmt: skip
     parser.add_argument("--store", choices=["frames", "latents"], default="frames")
     parser.add_argument("--format", choices=["jpg", "png"], default="jpg", help="of stored frames (default jpg)")
     parser.add_argument("--checkpoint", type=Path, help="whose codec makes the latents (default: the one shipped)")

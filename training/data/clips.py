@@ -14,9 +14,19 @@ import numpy as np
 from rays_as_pixels_model.geometry import Intrinsics, fit_frames
 
 from .posed import DatasetError, PosedVideo
-from .procedural import Clip
 
 _SAME = 1e-4  # cameras whose numbers differ by this share of the width are one
+
+
+@dataclass(frozen=True)
+class CutClip:
+    """frames (T, H, W, 3) uint8; T_world_camera (T, 4, 4); the camera of all frames; scene_scale (T,) in the unit of the
+    poses: the harmonic mean depth of each frame."""
+
+    frames: np.ndarray
+    T_world_camera: np.ndarray
+    intrinsics: Intrinsics
+    scene_scale: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -43,7 +53,7 @@ class ClipCut:
         return range(0, max(length - span + 1, 0), self.step or span)
 
 
-def cut_clip(video: PosedVideo, start: int, cut: ClipCut) -> Clip:
+def cut_clip(video: PosedVideo, start: int, cut: ClipCut) -> CutClip:
     """Read one clip of a video whose scene_scale is known.
 
     All frames get the camera of the narrowest one, by scaling and shifting the others, then a centred crop and a
@@ -65,7 +75,7 @@ def cut_clip(video: PosedVideo, start: int, cut: ClipCut) -> Clip:
         frame = _to_camera(video.load(int(i)), camera, shared)
         small, fitted = fit_frames(frame[None], shared, cut.width, cut.height)
         frames.append(small[0])
-    return Clip(np.stack(frames), video.T_world_camera[index], fitted, np.asarray(video.scene_scale)[index])
+    return CutClip(np.stack(frames), video.T_world_camera[index], fitted, np.asarray(video.scene_scale)[index])
 
 
 def _to_camera(image: np.ndarray, camera: Intrinsics, wanted: Intrinsics) -> np.ndarray:

@@ -6,8 +6,8 @@ A shard is written under a temporary name and renamed, so that one that is there
 writes the missing ones, and the result is the same bytes as without the kill.
 
 A sample KEY of frames: `KEY.000.jpg` (or png), `KEY.001.jpg`, ..., `KEY.json` (where it is from) and `KEY.cameras.npz`
-with poses (T, 4, 4), intrinsics (4,) fx fy cx cy and scales (T,). Of latents: `KEY.latents.npz` (see latents.py) in place
-of the images.
+with poses (T, 4, 4), intrinsics (4,) fx fy cx cy and scales (T,). Of latents: `KEY.latents.npz` (see latents.py)
+instead of the images.
 """
 
 from __future__ import annotations
@@ -25,23 +25,22 @@ import numpy as np
 
 from rays_as_pixels_model.media import replacing, write_text
 
-from .clips import ClipCut, cut_clip
+from .clips import ClipCut, CutClip, cut_clip
 from .posed import DatasetError, PosedVideo
-from .procedural import Clip
 from .scale import with_scene_scale
 
 PLAN, DONE = "plan.json", "shards.json"
 FORMAT = 1
 _QUALITY = 95
 
-Encoder = Callable[[Clip], dict[str, bytes]]
+Encoder = Callable[[CutClip], dict[str, bytes]]
 
 
 def encode_images(suffix: str) -> Encoder:
     """Return the encoder of frames as 'jpg' (quality 95) or 'png'."""
     parameters = [cv2.IMWRITE_JPEG_QUALITY, _QUALITY] if suffix == "jpg" else [cv2.IMWRITE_PNG_COMPRESSION, 6]
 
-    def encode(clip: Clip) -> dict[str, bytes]:
+    def encode(clip: CutClip) -> dict[str, bytes]:
         files = {}
         for index, frame in enumerate(clip.frames):
             good, data = cv2.imencode(f".{suffix}", cv2.cvtColor(frame, cv2.COLOR_RGB2BGR), parameters)
