@@ -130,8 +130,10 @@ class Trainer:
                     f"--attention {self.config.attention} --camera-encoding {self.config.camera_encoding}"
                 )
             model.load_state_dict(found.state_dict())
-        elif fresh:
+        elif fresh and not hasattr(self.source, "check_codec"):
             fit_codec(model, self.source)
+        if fresh and hasattr(self.source, "check_codec"):
+            self.source.check_codec(model)  # the shards hold latents
         return model
 
     def _restore(self, facts: dict) -> None:
@@ -145,7 +147,10 @@ class Trainer:
         """Measure the weights of the ray channels once, on windows of the source; the state keeps them."""
         pose_only = replace(self.config, tasks=(1, 0, 0), batch=256, parts=1)
         windows = draw_step(self.source, pose_only, self.learner.model.config, 0)[0].windows
-        rays = self.learner.model.encode_rays(windows.raxels().to(self.learner.device))
+        if hasattr(windows, "encoded"):
+            rays = windows.to(self.learner.device).encoded()[1]
+        else:
+            rays = self.learner.model.encode_rays(windows.raxels().to(self.learner.device))
         self.learner.ray_weights = ray_weights(rays, windows.reference.to(self.learner.device))
 
     # -- running --------------------------------------------------------------------------------------------------

@@ -20,8 +20,8 @@ _SAME = 1e-4  # cameras whose numbers differ by this share of the width are one
 
 @dataclass(frozen=True)
 class CutClip:
-    """frames (T, H, W, 3) uint8; T_world_camera (T, 4, 4); the camera of all frames; scene_scale (T,) in the unit of the
-    poses: the harmonic mean depth of each frame."""
+    """frames (T, H, W, 3) uint8; T_world_camera (T, 4, 4); intrinsics of all frames; scene_scale (T,), the harmonic
+    mean depth of each frame, in the unit of the poses."""
 
     frames: np.ndarray
     T_world_camera: np.ndarray
