@@ -20,7 +20,8 @@ from pathlib import Path
 
 import torch
 
-from rays_as_pixels_model.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from rays_as_pixels_model.checkpoint import CheckpointError, load_checkpoint, read_config, save_checkpoint
+from rays_as_pixels_model.config import ModelConfig
 from rays_as_pixels_model.joint import RaysAsPixels
 from rays_as_pixels_model.media import write_png, write_text
 
@@ -56,7 +57,9 @@ class Trainer:
         self.run_config, self.source, self.out = run, source, Path(run.out)
         self.processes = processes or Processes(device=torch.device(run.device))
         self.say = say if self.processes.first else lambda text: None
-        shape = model_config(config)
+        past = states(self.out)
+        facts = read_facts(past[-1]) if past else None
+        shape = self._shape(config, facts)
         self._check_source(config, shape)
         with torch.device("meta"):
             parameters = sum(p.numel() for p in RaysAsPixels(shape).parameters())
@@ -66,10 +69,8 @@ class Trainer:
         self._source_state = at_start = source.state()
         self._held_out: ClipArrays | None = None
         self._recover()
-        past = states(self.out)
         if not past and (self.out / "last.safetensors").exists():
-            raise ValueError(f"{self.out} holds a run of an older version; use another --out, and --init its checkpoint")
-        facts = read_facts(past[-1]) if past else None
+            raise ValueError(f"{self.out} holds a run of an older version; use another --out with --init")
         if facts is not None:
             self._compare(past[-1], facts["config"])
         torch.manual_seed(config.seed)
@@ -119,21 +120,34 @@ class Trainer:
         if changed := differences(stored, given):
             self.say(f"continuing from {state.name} with changed settings: {', '.join(changed)}")
 
-    def _weights(self, shape, fresh: bool) -> RaysAsPixels:
+    def _shape(self, config: TrainConfig, facts: dict | None) -> ModelConfig:
+        """Return what is trained: as the state or the checkpoint to start from has it, else as the preset says."""
+        wanted = model_config(config)
+        if facts is not None:
+            return ModelConfig.from_dict(facts["model"])
+        if self.run_config.init is None:
+            return wanted
+        _, found, _ = read_config(self.run_config.init)
+        for name, a, b in (
+            ("preset", found.preset, wanted.preset),
+            ("attention", found.transformer.attention, wanted.transformer.attention),
+            ("camera_encoding", found.camera_encoding, wanted.camera_encoding),
+        ):
+            if a != b:
+                raise CheckpointError(f"checkpoint {self.run_config.init} has {name} {a!r}, but {b!r} was asked for")
+        return found
+
+    def _weights(self, shape: ModelConfig, fresh: bool) -> RaysAsPixels:
         """Make the model to start from: of a checkpoint, or new with a codec fitted to the clips."""
-        model = RaysAsPixels(shape)
+        latents = hasattr(self.source, "check_codec")  # the data is encoded already: the codec must be that one
         if fresh and self.run_config.init is not None:
-            found = load_checkpoint(self.run_config.init, preset=self.config.preset)
-            if found.config != shape:
-                raise CheckpointError(
-                    f"checkpoint {self.run_config.init} is of another model than --preset {self.config.preset} with "
-                    f"--attention {self.config.attention} --camera-encoding {self.config.camera_encoding}"
-                )
-            model.load_state_dict(found.state_dict())
-        elif fresh and not hasattr(self.source, "check_codec"):
-            fit_codec(model, self.source)
-        if fresh and hasattr(self.source, "check_codec"):
-            self.source.check_codec(model)  # the shards hold latents
+            model = load_checkpoint(self.run_config.init).train()
+        else:
+            model = RaysAsPixels(shape)
+            if fresh and not latents:
+                fit_codec(model, self.source)
+        if fresh and latents:
+            self.source.check_codec(model)
         return model
 
     def _restore(self, facts: dict) -> None:
@@ -250,6 +264,7 @@ class Trainer:
             "best": self.best,
             "source": self._source_state,
             "config": self.config.to_dict(),
+            "model": self.learner.model.config.to_dict(),
         }
         modules, optimizers = self.learner.modules, self.learner.optimizers
         save_state(self.out, self.step, modules, optimizers, facts, self.processes, self.run_config.keep)
