@@ -240,6 +240,8 @@ def test_frames_of_other_cameras_are_shown_as_the_narrowest_sees_them():
     cut = cut_clip(mixed, 0, ClipCut(3, k.width, k.height))
     assert (cut.intrinsics.fx, cut.intrinsics.cx) == (narrow.fx, narrow.cx)
     np.testing.assert_array_equal(cut.frames[1], zoomed)
+    expected = cv2.warpAffine(clip.frames[0], shift, (k.width, k.height), borderMode=cv2.BORDER_REPLICATE)
+    assert np.abs(cut.frames[0].astype(int) - expected).mean() < 0.05  # 0.1 px off gives 1
     again = PosedVideo("cut", np.arange(3.0), cut.T_world_camera, [cut.intrinsics] * 3, lambda i: cut.frames[i])
     judged = agreement(again, pairs=1, apart=2)
     assert judged["matches"] > 50 and judged["epipolar_px"] < 0.3, judged
