@@ -262,7 +262,7 @@ def test_a_world_frame_that_is_not_above_the_camera(tmp_path):
     (video,) = open_dataset(tmp_path / "drive", world_frame="map")
     expected = np.linalg.inv(T_odom_map) @ rendered().T_world_camera
     np.testing.assert_allclose(video.T_world_camera, expected, atol=TOLERANCE)
-    with pytest.raises(DatasetError, match="no transform connects 'camera_optical' to 'utm'; TF has base_link, camera_"):
+    with pytest.raises(DatasetError, match="no transform connects 'camera_optical' to 'utm'; TF has base_link, "):
         open_dataset(tmp_path / "drive", world_frame="utm")
 
 
