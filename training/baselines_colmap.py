@@ -15,13 +15,6 @@ import numpy as np
 from rays_as_pixels_model.geometry import Intrinsics, invert, make_pose
 
 
-def available() -> bool:
-    """Whether pycolmap is installed."""
-    from importlib.util import find_spec
-
-    return find_spec("pycolmap") is not None
-
-
 def window_trajectory(frames: np.ndarray, intrinsics: Intrinsics, seed: int = 0) -> np.ndarray | None:
     """Find the cameras of a window.
 
@@ -46,14 +39,10 @@ def window_trajectory(frames: np.ndarray, intrinsics: Intrinsics, seed: int = 0)
         poses = {}
         for model in models.values():
             if model.num_reg_images() > len(poses):
-                poses = {
-                    image.name: image.cam_from_world() for image in model.images.values() if image.has_pose
-                }
+                poses = {image.name: image.cam_from_world() for image in model.images.values() if image.has_pose}
     if len(poses) < len(frames):
         return None
-    T_camera_world = np.stack(
-        [make_pose(poses[n].rotation.matrix(), poses[n].translation) for n in sorted(poses)]
-    )
+    T_camera_world = np.stack([make_pose(poses[n].rotation.matrix(), poses[n].translation) for n in sorted(poses)])
     T_world_camera = invert(T_camera_world)
     return T_camera_world[0] @ T_world_camera
 

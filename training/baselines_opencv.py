@@ -78,15 +78,14 @@ def scene_depth(frames: np.ndarray, intrinsics: Intrinsics, T_world_camera: np.n
     a, b = _features(frames[0]), _features(frames[other])
     left, right = _matches(a, b)
     if len(left) < _LEAST_MATCHES:
-        raise MotionNotFound(f"only {len(left)} matched features to tell the scene's depth from; needs {_LEAST_MATCHES}")
+        raise MotionNotFound(f"{len(left)} matched features do not tell the scene's depth; needs {_LEAST_MATCHES}")
     k = _matrix(intrinsics)
     points = _triangulate(np.eye(4), T[other], a[0][left], b[0][right], k)
     good = _in_front(points, T[other]) & (_reprojection(points, np.eye(4), a[0][left], k) < 2 * _PIXELS)
     good &= _reprojection(points, T[other], b[0][right], k) < 2 * _PIXELS
     if good.sum() < _LEAST_MATCHES:
         raise MotionNotFound(
-            f"only {int(good.sum())} matched features have parallax and agree with the cameras; the scene's depth needs "
-            f"{_LEAST_MATCHES}"
+            f"{int(good.sum())} matched features agree with the cameras; the scene's depth needs {_LEAST_MATCHES}"
         )
     return float(1 / np.mean(1 / points[good, 2]))
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rays_as_pixels_model.geometry import Intrinsics, fit_frames, fit_intrinsics, invert
+from rays_as_pixels_model.geometry import Intrinsics, fit_frames, invert
 
 from .baselines_opencv import scene_depth
 from .data.posed import DatasetError, PosedVideo
@@ -24,13 +24,13 @@ VIEW_CASES = {"one_source": ((0,), 3), "two_sources": ((0, 4), 2)}
 @dataclass(frozen=True)
 class ViewCase:
     """sources (S, H, W, 3) uint8 and target (H, W, 3) at the model's size; T_world_source (S, 4, 4), T_world_target
-    (4, 4); unit: scene scale of the first source, world units."""
+    (4, 4); units (S,): scene scale of each source, world units."""
 
     sources: np.ndarray
     T_world_source: np.ndarray
     target: np.ndarray
     T_world_target: np.ndarray
-    unit: float
+    units: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -116,18 +116,19 @@ def _video_window(video: PosedVideo, start: int, frames: int, size: tuple[int, i
         return np.stack([video.load(int(i)) for i in index])
 
     pictures = full()
-    unit = float(video.scene_scale[start]) if video.scene_scale is not None else scene_depth(pictures, camera, poses)
+    if video.scene_scale is not None:
+        units = np.asarray(video.scene_scale[index], dtype=np.float64)
+    else:
+        units = np.full(frames, scene_depth(pictures, camera, poses))
     fitted, fitted_camera = fit_frames(pictures, camera, *size)
     before = invert(video.T_world_camera[start - stride]) @ poses[0]
-    before[:3, 3] /= unit
+    before[:3, 3] /= units[0]
     views = {}
     for name, (sources, target) in VIEW_CASES.items():
         if max(*sources, target) < frames:
             rows = list(sources)
-            views[name] = ViewCase(fitted[rows], poses[rows], fitted[target], poses[target], unit)
-    return EvalWindow(
-        video.name, start, fitted, fitted_camera, poses, unit, before, full, camera, views
-    )
+            views[name] = ViewCase(fitted[rows], poses[rows], fitted[target], poses[target], units[rows])
+    return EvalWindow(video.name, start, fitted, fitted_camera, poses, float(units[0]), before, full, camera, views)
 
 
 def whole_clips(windows: Sequence[EvalWindow]) -> dict[str, list[int]]:
@@ -144,6 +145,3 @@ def whole_clips(windows: Sequence[EvalWindow]) -> dict[str, list[int]]:
             for a, b in zip(rows, rows[1:], strict=False)
         )
     }
-
-
-__all__ = ["EvalWindow", "ViewCase", "fit_intrinsics", "in_first_camera", "video_windows", "whole_clips"]
