@@ -13,8 +13,10 @@ import numpy as np
 from rays_as_pixels_model.geometry import Intrinsics, invert, make_pose
 
 _LEAST_MATCHES = 12
+_SURE = 60  # matches that agree on a motion over the whole window
 _RATIO = 0.8  # of the best to the second best descriptor distance
 _PIXELS = 1.0  # of the epipolar line or the reprojection
+_FAR = 1e5  # baselines
 
 
 class MotionNotFound(ValueError):
@@ -24,9 +26,9 @@ class MotionNotFound(ValueError):
 def window_trajectory(frames: np.ndarray, intrinsics: Intrinsics) -> np.ndarray:
     """Find the cameras of a window.
 
-    The last camera against the first comes from the essential matrix of their matches; where those two share too
-    little, from the chain of neighbours, each step of length 1. The cameras between come from PnP on the points that
-    the two triangulate, else from their own essential matrix, at an even share of the way.
+    The last camera against the first comes from the essential matrix of their matches, and the cameras between from PnP
+    on the points that the two triangulate (else from their own essential matrix, at an even share of the way). Where
+    fewer than `_SURE` matches agree, all come from the chain of neighbours, each step of length 1.
 
     Args:
         frames: (T, H, W, 3) uint8 RGB, full resolution; intrinsics: their camera.
@@ -40,7 +42,7 @@ def window_trajectory(frames: np.ndarray, intrinsics: Intrinsics) -> np.ndarray:
     features = [_features(frame) for frame in frames]
     last = len(frames) - 1
     try:
-        T_last, first_index, points = _two_views(features[0], features[last], intrinsics)
+        T_last, first_index, points = _two_views(features[0], features[last], intrinsics, _SURE)
     except MotionNotFound:
         steps = [_two_views(a, b, intrinsics)[0] for a, b in zip(features, features[1:], strict=False)]
         out = [np.eye(4)]
@@ -91,9 +93,9 @@ def scene_depth(frames: np.ndarray, intrinsics: Intrinsics, T_world_camera: np.n
 
 
 def _features(frame: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Corner-free SIFT: positions (n, 2) float64 in OpenCV's pixels, root-normalised descriptors (n, 128)."""
+    """SIFT: positions (n, 2) float64 in OpenCV's pixels, root-normalised descriptors (n, 128)."""
     grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
-    points, descriptors = cv2.SIFT_create(nfeatures=2000, contrastThreshold=0.02).detectAndCompute(grey, None)
+    points, descriptors = cv2.SIFT_create(nfeatures=3000, contrastThreshold=0.005).detectAndCompute(grey, None)
     if descriptors is None:
         return np.zeros((0, 2)), np.zeros((0, 128), np.float32)
     descriptors = np.sqrt(descriptors / np.maximum(descriptors.sum(1, keepdims=True), 1e-9))
@@ -113,7 +115,7 @@ def _matches(a, b) -> tuple[np.ndarray, np.ndarray]:
     return rows[good], best[good]
 
 
-def _two_views(a, b, intrinsics: Intrinsics) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _two_views(a, b, intrinsics: Intrinsics, least: int = _LEAST_MATCHES) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Motion of two views: T_a_b with a translation of length 1, indices into `a` and points (n, 3) in camera a."""
     left, right = _matches(a, b)
     if len(left) < _LEAST_MATCHES:
@@ -122,9 +124,10 @@ def _two_views(a, b, intrinsics: Intrinsics) -> tuple[np.ndarray, np.ndarray, np
     x, y = a[0][left], b[0][right]
     cv2.setRNGSeed(0)
     essential, inliers = cv2.findEssentialMat(x, y, k, cv2.USAC_MAGSAC, 0.999, _PIXELS)
-    if essential is None or essential.shape != (3, 3) or inliers.sum() < _LEAST_MATCHES:
+    if essential is None or essential.shape != (3, 3) or inliers.sum() < least:
         raise MotionNotFound("no essential matrix")
-    count, R, t, inliers = cv2.recoverPose(essential, x, y, k, mask=inliers)
+    # The default throws points beyond 50 baselines away, which is where all of them are when the camera hardly moves.
+    count, R, t, inliers, _ = cv2.recoverPose(essential, x, y, k, distanceThresh=_FAR, mask=inliers)
     if count < _LEAST_MATCHES // 2:
         raise MotionNotFound("points are not in front of both cameras")
     T_a_b = invert(make_pose(R, t[:, 0]))

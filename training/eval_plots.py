@@ -13,7 +13,7 @@ from rays_as_pixels_model.media import replacing
 
 from .eval_pose import Found
 from .eval_windows import EvalWindow
-from .metrics import LEAST_MOTION, last_against_first
+from .metrics import last_against_first
 from .trajectory_metrics import aligned_to
 
 _COLOURS = {
@@ -34,7 +34,7 @@ def plot_all(
     """Write every picture that there is something for; returns their paths."""
     out = []
     if found:
-        out.append(plot_accuracy(folder / "pose_accuracy.png", found, windows))
+        out.append(plot_accuracy(folder / "pose_accuracy.png", found, windows, report["least_motion"]))
     if any(name.endswith("_steps") for name in (*report["pose"], *report["views"])):
         out.append(plot_steps(folder / "steps.png", report))
     for name, table in cases.items():
@@ -44,7 +44,7 @@ def plot_all(
     return out
 
 
-def plot_accuracy(path: Path, found: dict[str, Found], windows: Sequence[EvalWindow]) -> Path:
+def plot_accuracy(path: Path, found: dict[str, Found], windows: Sequence[EvalWindow], least_motion: float) -> Path:
     """Draw the share of windows with an error below x, for rotation and for direction."""
     truth = last_against_first(np.stack([w.T_first_camera() for w in windows]))
     figure, (left, right) = _figure(1, 2, (11, 4.2))
@@ -53,14 +53,12 @@ def plot_accuracy(path: Path, found: dict[str, Found], windows: Sequence[EvalWin
             continue
         last, true = last_against_first(own.T_first_camera), truth[own.rows]
         rotation = rotation_angle_deg(np.swapaxes(true[:, :3, :3], 1, 2) @ last[:, :3, :3])
-        moved = np.linalg.norm(true[:, :3, 3], axis=1) >= LEAST_MOTION
+        moved = np.linalg.norm(true[:, :3, 3], axis=1) >= least_motion
         direction = direction_angle_deg(last[moved, :3, 3], true[moved, :3, 3])
         for axes, errors in ((left, rotation), (right, direction)):
-            share = np.arange(1, len(errors) + 1) / max(1, len(errors)) * 100
-            axes.step(
-                np.concatenate([[0], np.sort(errors)]), np.concatenate([[0], share]), where="post",
-                label=f"{method} ({len(own.rows)})", color=_COLOURS[method],
-            )  # fmt: skip
+            share = np.append(np.arange(len(errors) + 1) / max(1, len(errors)) * 100, 100)
+            limits = np.concatenate([[0], np.sort(errors), [180]])
+            axes.step(limits, share, where="post", label=f"{method} ({len(own.rows)})", color=_COLOURS[method])
     left.set(xlim=(0, 30), xlabel="rotation error below, degrees", ylabel="percent of windows", ylim=(0, 101))
     right.set(xlim=(0, 90), xlabel="translation direction error below, degrees", ylim=(0, 101))
     right.legend(fontsize="small", loc="lower right")
@@ -89,7 +87,8 @@ def plot_steps(path: Path, report: dict) -> Path:
 
 def plot_views(path: Path, table: dict[str, np.ndarray], count: int = 6) -> Path:
     """Show some views, evenly spread over the windows: one row a method, the truth on top."""
-    methods = ["truth", *(m for m in table if m != "truth")]
+    shown = {id(pictures): method for method, pictures in reversed(table.items())}  # the default steps only once
+    methods = ["truth", *(m for m in table if m != "truth" and m in shown.values())]
     rows = np.linspace(0, len(table["truth"]) - 1, min(count, len(table["truth"]))).round().astype(int)
     height, width = table["truth"].shape[1:3]
     size = (1.6 * len(rows), 1.75 * len(methods) * height / width)

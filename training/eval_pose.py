@@ -23,7 +23,7 @@ from rays_as_pixels_model.raxels import make_raxels_batch, read_cameras
 from . import baselines_colmap, baselines_opencv
 from .baselines import constant_velocity_path, identity_path
 from .eval_windows import EvalWindow, whole_clips
-from .metrics import last_against_first, pose_errors
+from .metrics import LEAST_MOTION, last_against_first, pose_errors
 from .trajectory_metrics import chain, trajectory_errors, window_trajectory_errors
 
 STEPS = (1, 2, 5, 20)
@@ -73,13 +73,12 @@ def find_cameras(
         video = torch.from_numpy(np.stack([w.frames for w in windows])).float() * (2 / 255) - 1
         cameras = [w.intrinsics for w in windows]
         usual = default_steps(Pipeline.estimate_trajectory)
-        for count in dict.fromkeys((usual, *steps)):
+        found = {}
+        for count in sorted({usual, *steps}):
             progress(f"rays_as_pixels, {count} steps")
-            found = Found(*estimate_paths(pipe, video, cameras, count, seed), every)
-            if count == usual:
-                out["rays_as_pixels"] = found
-            if count in steps:
-                out[f"rays_as_pixels_{count}_steps"] = found
+            found[count] = Found(*estimate_paths(pipe, video, cameras, count, seed), every)
+        out["rays_as_pixels"] = found[usual]
+        out.update({f"rays_as_pixels_{count}_steps": found[count] for count in sorted(set(steps))})
         unknown = estimate_paths(pipe, video, cameras, usual, seed, known=False)
         out["rays_as_pixels_unknown_focal"] = Found(*unknown, every)
     if "identity" in methods:
@@ -152,7 +151,12 @@ def window_raxels(pipe: Pipeline, T: Tensor, cameras: Sequence) -> Tensor:
     return make_raxels_batch(T[..., :3, :3], T[..., :3, 3], k, (width, height), height // 2, width // 2).to(pipe.device)
 
 
-def pose_report(found: dict[str, Found], windows: Sequence[EvalWindow], rows: Sequence[int] | None = None) -> dict:
+def pose_report(
+    found: dict[str, Found],
+    windows: Sequence[EvalWindow],
+    rows: Sequence[int] | None = None,
+    least_motion: float = LEAST_MOTION,
+) -> dict:
     """Summarise the cameras found, of all windows or of some (`rows`).
 
     Returns:
@@ -167,7 +171,7 @@ def pose_report(found: dict[str, Found], windows: Sequence[EvalWindow], rows: Se
         if not keep.any():
             continue
         T, true = own.T_first_camera[keep], truth[own.rows[keep]]
-        errors = pose_errors(last_against_first(T), last_against_first(true))
+        errors = pose_errors(last_against_first(T), last_against_first(true), least_motion)
         if find_spec("evo") is not None:
             errors.update(window_trajectory_errors(T, true))
             if method in NO_SCALE:

@@ -46,19 +46,24 @@ def _pose(table: dict, title: str) -> str:
     rows = [
         [
             method,
-            f"{_text(e['rotation_error_deg_median'], '.2f')} ({_text(e['rotation_error_deg_p90'], '.2f')})",
-            f"{_text(e['translation_direction_error_deg_median'], '.1f')} "
-            f"({_text(e['translation_direction_error_deg_p90'], '.1f')})",
-            *(" / ".join(_text(e[f"{name}@{x}"], ".0f") for x in (5, 15, 30)) for name in ("RRA", "RTA", "AUC")),
+            _spread(e, "rotation_error_deg", ".2f"),
+            _spread(e, "translation_direction_error_deg", ".1f"),
+            *(" / ".join(_text(e[f"{name}@{x}"], ".0f") or "-" for x in (5, 15, 30)) for name in ("RRA", "RTA", "AUC")),
             _text(e["mRRA@30"], ".1f"),
-            str(e["windows"]),
+            f"{e['windows']} ({e['moving']})",
             _text(e["failed"], ".0f"),
         ]
         for method, e in table.items()
     ]
     head = [title, "rotation error, median (p90) deg", "direction error, median (p90) deg", "RRA@5/15/30",
-            "RTA@5/15/30", "AUC@5/15/30", "mRRA@30", "windows", "failed %"]  # fmt: skip
+            "RTA@5/15/30", "AUC@5/15/30", "mRRA@30", "windows (moving)", "failed %"]  # fmt: skip
     return _table(head, rows)
+
+
+def _spread(row: dict, name: str, form: str) -> str:
+    if not math.isfinite(row[f"{name}_median"]):
+        return ""
+    return f"{row[f'{name}_median']:{form}} ({row[f'{name}_p90']:{form}})"
 
 
 def _paths(table: dict) -> str:

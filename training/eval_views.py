@@ -56,13 +56,12 @@ def render_cases(
             table["rotation_warp"] = np.stack([_warped(*row) for row in moving])
         if "rays_as_pixels" in methods:
             usual = default_steps(Pipeline.render_views)
-            for count in dict.fromkeys((usual, *steps)):
+            pictures = {}
+            for count in sorted({usual, *steps}):
                 progress(f"rays_as_pixels, views from {name.replace('_', ' ')}, {count} steps")
-                pictures = _render(pipe, *_sources_and_cameras(moving), count, seed)
-                if count == usual:
-                    table["rays_as_pixels"] = pictures
-                if count in steps:
-                    table[f"rays_as_pixels_{count}_steps"] = pictures
+                pictures[count] = _render(pipe, *_sources_and_cameras(moving), count, seed)
+            table["rays_as_pixels"] = pictures[usual]
+            table.update({f"rays_as_pixels_{count}_steps": pictures[count] for count in sorted(set(steps))})
     return out
 
 

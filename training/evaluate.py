@@ -41,6 +41,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=whole, nargs="+", default=[1, 2, 5, 20], metavar="N", help="of the model")
     parser.add_argument("--colmap-windows", type=whole, default=20, metavar="N",
                         help="COLMAP takes seconds a window and gets at most this many (default: 20)")  # fmt: skip
+    parser.add_argument("--least-motion", type=float, default=0.02, metavar="X",
+                        help="below this motion, in scene depths, a window has no direction (default: 0.02)")  # fmt: skip
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report here")
@@ -139,7 +141,8 @@ def make_report(args, pipe, windows, found, cases, trajectories, weights) -> dic
         "suite": args.suite,
         "stride": None if args.suite == [_PROCEDURAL] else args.stride or 1,
         "seed": args.seed,
-        "pose": pose_report(found, windows),
+        "least_motion": args.least_motion,
+        "pose": pose_report(found, windows, least_motion=args.least_motion),
         "views": view_report(pipe, windows, cases, weights, args.seed),
         "closed_loop": closed_loop(pipe, windows, weights, args.seed) if own else {},
     }
@@ -149,7 +152,11 @@ def make_report(args, pipe, windows, found, cases, trajectories, weights) -> dic
     if args.suite != [_PROCEDURAL]:
         paths = trajectory_report(trajectories)
         report["clips"] = {
-            clip: {"windows": len(rows), "pose": pose_report(found, windows, rows), "trajectory": paths.get(clip, {})}
+            clip: {
+                "windows": len(rows),
+                "pose": pose_report(found, windows, rows, args.least_motion),
+                "trajectory": paths.get(clip, {}),
+            }
             for clip, rows in clips.items()
         }
     return report

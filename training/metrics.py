@@ -28,10 +28,10 @@ def area_under_accuracy(errors: np.ndarray, limit: float) -> float:
     return float(np.mean(np.clip(1 - np.asarray(errors) / limit, 0, 1)) * 100)
 
 
-def pose_errors(estimated: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+def pose_errors(estimated: np.ndarray, truth: np.ndarray, least_motion: float = LEAST_MOTION) -> dict[str, float]:
     """Summarise (N, 4, 4) relative poses, truth in model units.
 
-    Translation directions count only where the true translation is at least `LEAST_MOTION`; an estimate of exactly zero
+    Translation directions count only where the true translation is at least `least_motion`; an estimate of exactly zero
     translation counts 90 degrees.
 
     Returns:
@@ -39,13 +39,14 @@ def pose_errors(estimated: np.ndarray, truth: np.ndarray) -> dict[str, float]:
         RRA@x, RTA@x: percent of windows whose rotation (direction) error is below x degrees.
         AUC@x: area under the accuracy curve up to x degrees, a window's error being the larger of the two (of rotation
             alone where the camera did not move).
+        moving: windows whose camera moved enough to have a direction.
         mRRA@30: the mean of RRA over all limits up to 30 degrees, which is the area under the rotation accuracy curve.
 
     Note: The paper reports mRRA@30, and what we have of it does not say which mean that is. Read here as the mAA@30 of
     the pose literature (the mean over the limits), for rotation alone. RRA@30 itself is beside it.
     """
     rotation = rotation_angle_deg(np.swapaxes(truth[:, :3, :3], 1, 2) @ estimated[:, :3, :3])
-    moved = np.linalg.norm(truth[:, :3, 3], axis=1) >= LEAST_MOTION
+    moved = np.linalg.norm(truth[:, :3, 3], axis=1) >= least_motion
     direction = direction_angle_deg(estimated[moved, :3, 3], truth[moved, :3, 3])
     worst = rotation.copy()
     worst[moved] = np.maximum(rotation[moved], direction)
@@ -59,6 +60,7 @@ def pose_errors(estimated: np.ndarray, truth: np.ndarray) -> dict[str, float]:
         out[f"RRA@{limit}"] = float(np.mean(rotation < limit) * 100)
         out[f"RTA@{limit}"] = float(np.mean(direction < limit) * 100) if moved.any() else float("nan")
         out[f"AUC@{limit}"] = area_under_accuracy(worst, limit)
+    out["moving"] = int(moved.sum())
     out["mRRA@30"] = area_under_accuracy(rotation, 30)
     return out
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from rays_as_pixels_model.geometry import align_sim3, invert
+from rays_as_pixels_model.geometry import align_sim3, invert, make_pose
 
 NAMES = ("ATE_sim3", "ATE_se3", "RPE_translation", "RPE_rotation_deg")
 
@@ -70,7 +70,9 @@ def aligned_to(estimated: np.ndarray, truth: np.ndarray) -> np.ndarray:
 def _path(T: np.ndarray):
     from evo.core.trajectory import PosePath3D
 
-    return PosePath3D(poses_se3=list(np.array(T)))
+    # evo refuses rotations that are off by the rounding of a text file.
+    u, _, vt = np.linalg.svd(T[:, :3, :3])
+    return PosePath3D(poses_se3=list(make_pose(u @ vt, T[:, :3, 3])))
 
 
 def _aligned(estimated: np.ndarray, truth: np.ndarray, with_scale: bool):
@@ -81,8 +83,5 @@ def _aligned(estimated: np.ndarray, truth: np.ndarray, with_scale: bool):
         path.align(_path(truth), correct_scale=with_scale)
     except GeometryException:
         scale, rotation, shift = align_sim3(estimated[:, :3, 3], truth[:, :3, 3], with_scale)
-        moved = np.array(estimated)
-        moved[:, :3, :3] = rotation @ estimated[:, :3, :3]
-        moved[:, :3, 3] = scale * estimated[:, :3, 3] @ rotation.T + shift
-        path = _path(moved)
+        path = _path(make_pose(rotation @ estimated[:, :3, :3], scale * estimated[:, :3, 3] @ rotation.T + shift))
     return path
