@@ -81,8 +81,8 @@ def _features(path: Path, inputs: torch.Tensor) -> np.ndarray:
 def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
     """Frechet distance of Gaussians fitted to features (N, F) and (M, F), N, M >= 2.
 
-    |mean_a - mean_b|^2 + tr(A + B - 2 (A B)^(1/2)). The trace of the root is the sum of the singular values of the
-    product of the two centred, normalised feature matrices, so that no root of a matrix is needed.
+    |mean_a - mean_b|^2 + tr(A + B - 2 (A B)^(1/2)). With A = L^T L and B = R^T R the trace of the root is the sum of
+    the singular values of L R^T: no root of a matrix is needed. L and R are the triangles of the centred features.
 
     Raises:
         ValueError: fewer than two rows, or different numbers of features.
@@ -91,5 +91,6 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
         raise ValueError(f"a Frechet distance needs two or more rows of equal length, got {a.shape} and {b.shape}")
     mean_a, mean_b = a.mean(0), b.mean(0)
     left, right = (a - mean_a) / np.sqrt(len(a) - 1), (b - mean_b) / np.sqrt(len(b) - 1)
+    left, right = (np.linalg.qr(x, mode="r") for x in (left, right))  # (min(N, F), F)
     root = np.linalg.svd(left @ right.T, compute_uv=False).sum()
     return float(((mean_a - mean_b) ** 2).sum() + (left**2).sum() + (right**2).sum() - 2 * root)
