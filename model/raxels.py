@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .geometry import GeometryError, Intrinsics, make_pose, pixel_rays, so3_exp, so3_log
+from .geometry import GeometryError, Intrinsics, invert, make_pose, pixel_rays, so3_exp, so3_log
 
 
 def make_raxels(T_reference_camera: np.ndarray, intrinsics: Intrinsics, height: int, width: int) -> np.ndarray:
@@ -212,6 +212,24 @@ def sample_covariance(T_draws: np.ndarray, T_mean: np.ndarray) -> np.ndarray:
     turn = so3_log(T_draws[..., :3, :3] @ np.swapaxes(T_mean[:, :3, :3], 1, 2))
     deviation = np.concatenate([T_draws[..., :3, 3] - T_mean[:, :3, 3], turn], axis=-1)         # (k, T, 6)
     return np.einsum("kti,ktj->tij", deviation, deviation) / (len(deviation) - 1)
+
+
+def relative_covariance(T_any_camera: np.ndarray, covariance: np.ndarray, reference: int
+                        ) -> tuple[np.ndarray, np.ndarray]:
+    """Express cameras (T, 4, 4) and their independent covariances (T, 6, 6) in the frame of one of them.
+
+    The reference's own error moves all others: w_rel = R^T (w - w_ref), t_rel = R^T (t - t_ref + [o - o_ref]x w_ref),
+    with R the reference's rotation. It is itself the identity, with no error.
+    """
+    T_ref = T_any_camera[reference]
+    x, y, z = np.moveaxis(T_any_camera[:, :3, 3] - T_ref[:3, 3], -1, 0)
+    zero = np.zeros_like(x)
+    lever = -np.tile(np.eye(6), (len(x), 1, 1))
+    lever[:, :3, 3:] = np.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).reshape(-1, 3, 3)  # [o - o_ref]x
+    turn = np.kron(np.eye(2), T_ref[:3, :3].T)
+    out = turn @ (covariance + lever @ covariance[reference] @ np.swapaxes(lever, 1, 2)) @ turn.T
+    out[reference] = 1e-12 * np.eye(6)
+    return invert(T_ref) @ T_any_camera, out
 
 
 def estimate_focal(raxels: np.ndarray, iterations: int = 40) -> Intrinsics:

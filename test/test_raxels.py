@@ -128,7 +128,7 @@ def test_noise_costs_what_it_must(fov, seed):
 
 @pytest.mark.parametrize("kind", ["pixels", "cells", "corner"])
 @settings(max_examples=3, deadline=None)
-@given(st.floats(45, 100), st.sampled_from([0.15, 0.5, 2.0, 50.0]), st.integers(0, 10_000))
+@given(st.floats(45, 100), st.sampled_from([0.2, 0.5, 2.0, 50.0]), st.integers(0, 10_000))
 def test_outliers_cost_less_than_a_factor_of_two(kind, fov, size, seed):
     camera, rng = Intrinsics.from_fov(fov, 128, 96), np.random.default_rng(seed)
     T = random_poses(seed, 40)
