@@ -44,11 +44,11 @@ def golden_outputs(dtype: torch.dtype = torch.float32) -> dict[str, list[float]]
             clean[0][:, 1:] = False
             clean[1][:] = task == "views"
         z = torch.where(clean[0][..., None, None, None], model.encode_frames(video, groups), z)
-        index = torch.zeros(1, dtype=torch.int64)
         velocity = _velocity(model, torch.zeros(1, dtype=torch.int64), groups, dtype)
         z, r = sample(velocity, z, r, schedule, *clean)
         for name, x in (("z", z), ("r", r)):
             out[f"{task}/{name}"] = [round(float(v), 5) for v in (x.abs().mean(), x.std(), *x.flatten()[::997][:6])]
+            out[f"{task}/{name}, from the end"] = [round(float(v), 5) for v in x.flatten().flip(0)[::997][:6]]
     decoded = model.decode_frames(model.encode_frames(frames, (1, 4)), (1, 4))
     out["codec"] = np.round(decoded.flatten()[::9973][:8].numpy(), 5).tolist()
     return out
