@@ -22,9 +22,12 @@ os.environ.setdefault("RMW_IMPLEMENTATION", "rmw_cyclonedds_cpp")
 # The real rclpy where ROS 2 is sourced, else the embedded one; before any test file imports it.
 embedded_ros.install()
 
-# Ports of domains above 101 run into Linux' ephemeral ports. Test runs side by side start at different places.
-_domains = itertools.cycle(range(1, 102))
-for _ in range(os.getpid() * 7 % 101):
+# Ports of domains above 101 run into Linux' ephemeral ports. Workers of one run have domains of their own; runs side by
+# side start at different places.
+_worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
+_own = range(1 + _worker, 102, int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
+_domains = itertools.cycle(_own)
+for _ in range(os.getpid() * 7 % len(_own)):
     next(_domains)
 
 

@@ -124,26 +124,6 @@ def test_windows_chain_to_the_path_they_were_cut_from():
     np.testing.assert_allclose(chain(windows), path, atol=1e-12)
 
 
-def test_frechet_distance_of_known_gaussians():
-    rng = np.random.default_rng(0)
-    a = rng.normal(size=(4000, 3))
-    assert perceptual.frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
-    assert perceptual.frechet_distance(a, a + [1, 2, 0]) == pytest.approx(5)
-    # Equal means, covariances I and 9 I of the same sample: 3 (1 + 9 - 2 * 3) (times the sample's variance).
-    centred = a - a.mean(0)
-    variance = (centred**2).sum() / (len(a) - 1)
-    assert perceptual.frechet_distance(centred, 3 * centred) == pytest.approx(4 * variance)
-    b = rng.normal(size=(50, 3)) @ rng.normal(size=(3, 3))
-    c = rng.normal(size=(60, 3)) @ rng.normal(size=(3, 3)) + 1
-    from scipy.linalg import sqrtm
-
-    A, B = np.cov(b.T), np.cov(c.T)
-    direct = ((b.mean(0) - c.mean(0)) ** 2).sum() + np.trace(A + B - 2 * np.real(sqrtm(A @ B)))
-    assert perceptual.frechet_distance(b, c) == pytest.approx(direct)
-    with pytest.raises(ValueError, match=r"two or more rows.*\(1, 3\)"):
-        perceptual.frechet_distance(b[:1], c)
-
-
 class _MeanColour(torch.nn.Module):
     def forward(self, pictures):
         return pictures.float().flatten(2).mean(2)
@@ -160,16 +140,16 @@ def test_networks_of_the_user_judge_pictures_and_videos(tmp_path):
     torch.jit.script(_Difference()).save(str(difference))
     rng = np.random.default_rng(0)
     pictures = rng.integers(0, 200, (20, 8, 8, 3), dtype=np.uint8)
-    assert perceptual.fid(colours, pictures, pictures) == pytest.approx(0, abs=1e-6)
-    assert perceptual.fid(colours, pictures, pictures + 10) == pytest.approx(300, rel=1e-3)
+    assert perceptual.frechet(colours, pictures, pictures) == pytest.approx(0, abs=1e-6)
+    assert perceptual.frechet(colours, pictures, pictures + 10) == pytest.approx(300, rel=1e-3)
     videos = pictures.reshape(5, 4, 8, 8, 3)
-    assert perceptual.fvd(colours, videos, videos + 51) == pytest.approx(3 * 0.4**2, rel=1e-3)
+    assert perceptual.frechet(colours, videos, videos + 51) == pytest.approx(3 * 51**2, rel=1e-3)
     assert perceptual.lpips(difference, pictures, pictures + 51) == pytest.approx(0.4, rel=1e-3)
     (tmp_path / "not.pt").write_text("no")
     with pytest.raises(ValueError, match="not.pt: not a TorchScript file"):
-        perceptual.fid(tmp_path / "not.pt", pictures, pictures)
-    with pytest.raises(ValueError, match=r"difference.pt: does not take inputs"):
-        perceptual.fid(difference, pictures, pictures)
+        perceptual.lpips(tmp_path / "not.pt", pictures, pictures)
+    with pytest.raises(ValueError, match=r"colours.pt: does not take two"):
+        perceptual.lpips(colours, pictures, pictures)
 
 
 def test_the_tables_leave_blank_what_does_not_exist():

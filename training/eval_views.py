@@ -142,7 +142,7 @@ def view_report(pipe: Pipeline, windows: Sequence[EvalWindow], cases: dict, weig
             if k in next(iter(parts.values()))
         }
         if weights.fid:
-            pooled["fid"] = perceptual.fid(
+            pooled["fid"] = perceptual.frechet(
                 weights.fid, *(np.concatenate([t[m] for t in cases.values()]) for m in (method, "truth"))
             )
         out[method] = {**pooled, "views": sum(counts), **parts}
@@ -153,7 +153,7 @@ def view_report(pipe: Pipeline, windows: Sequence[EvalWindow], cases: dict, weig
         row = out.setdefault(method, {})
         row.update(camera_errors(found, true_cameras))
         if weights.fvd and method != "truth":
-            row["fvd"] = perceptual.fvd(weights.fvd, truth, video)
+            row["fvd"] = perceptual.frechet(weights.fvd, truth, video)
     return out
 
 
@@ -190,7 +190,7 @@ def _pictures(a: np.ndarray, b: np.ndarray, weights: Weights) -> dict[str, float
     if weights.lpips:
         out["lpips"] = perceptual.lpips(weights.lpips, a, b)
     if weights.fid and len(a) > 1:
-        out["fid"] = perceptual.fid(weights.fid, a, b)
+        out["fid"] = perceptual.frechet(weights.fid, a, b)
     return out
 
 
@@ -199,7 +199,8 @@ def closed_loop(pipe: Pipeline, windows: Sequence[EvalWindow], weights: Weights,
 
     Returns:
         R_err (radians) and T_err (model units) of the second trajectory against the first, over all frames but the
-        first; the same of the last frame as medians and p90; `first_rotation_deg_median`, how far the first trajectory
+        first, as `rays_as_pixels_model.closed_loop` defines them (which takes windows of one camera, one by one); the
+        same of the last frame as medians and p90; `first_rotation_deg_median`, how far the first trajectory
         turns (what standing still would be off by); PSNR, SSIM (and LPIPS, FID, FVD) of the video, and the PSNR of
         repeating the first frame.
     """
@@ -224,5 +225,5 @@ def closed_loop(pipe: Pipeline, windows: Sequence[EvalWindow], weights: Weights,
         "windows": len(windows),
     }
     if weights.fvd:
-        out["fvd"] = perceptual.fvd(weights.fvd, truth, video)
+        out["fvd"] = perceptual.frechet(weights.fvd, truth, video)
     return out

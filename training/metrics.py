@@ -3,10 +3,9 @@
 
 from __future__ import annotations
 
-import cv2
 import numpy as np
 
-from rays_as_pixels_model.comparison import psnr
+from rays_as_pixels_model.comparison import psnr, ssim
 from rays_as_pixels_model.geometry import direction_angle_deg, invert, rotation_angle_deg
 
 __all__ = ["LEAST_MOTION", "area_under_accuracy", "camera_errors", "last_against_first", "pose_errors", "psnr", "ssim"]
@@ -81,22 +80,3 @@ def camera_errors(estimated: np.ndarray, asked: np.ndarray) -> dict[str, float]:
         "R_err": float(np.radians(rotation_angle_deg(difference[..., :3, :3])).mean()),
         "T_err": float(np.linalg.norm(difference[..., :3, 3], axis=-1).mean()),
     }
-
-
-def ssim(a: np.ndarray, b: np.ndarray) -> float:
-    """SSIM of uint8 pictures (H, W, 3) as first published, mean over the channels.
-
-    Gaussian windows of 11x11 and sigma 1.5; those that reach over the border are left out.
-    """
-    x, y = a.astype(np.float64), b.astype(np.float64)
-    mean_x, mean_y = _blur(x), _blur(y)
-    variance_x, variance_y = _blur(x * x) - mean_x**2, _blur(y * y) - mean_y**2
-    covariance = _blur(x * y) - mean_x * mean_y
-    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    score = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
-    score /= (mean_x**2 + mean_y**2 + c1) * (variance_x + variance_y + c2)
-    return float(score[5:-5, 5:-5].mean())
-
-
-def _blur(image: np.ndarray) -> np.ndarray:
-    return cv2.GaussianBlur(image, (11, 11), 1.5, borderType=cv2.BORDER_REFLECT)

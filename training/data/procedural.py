@@ -18,6 +18,7 @@ import numpy as np
 
 from rays_as_pixels_model.geometry import Intrinsics
 
+CELL = 8  # pixels to a cell of the depth maps, as in the codec
 HELD_OUT_SEED = 1 << 40  # scenes from here on are never rendered for training
 
 
@@ -34,12 +35,14 @@ class ClipConfig:
 @dataclass(frozen=True)
 class Clip:
     """frames (T, H, W, 3) uint8; T_world_camera (T, 4, 4); intrinsics; scene_scale (T,), metres: the harmonic mean
-    depth of each frame, which is the unit of the model when that frame is the reference."""
+    depth of each frame, which is the unit of the model when that frame is the reference; inverse_depth (T, H/8, W/8),
+    1/metres: its mean over each cell."""
 
     frames: np.ndarray
     T_world_camera: np.ndarray
     intrinsics: Intrinsics
     scene_scale: np.ndarray
+    inverse_depth: np.ndarray
 
 
 def make_clip(seed: int, bank, config: ClipConfig, style: str | None = None) -> Clip:
@@ -53,12 +56,13 @@ def make_clip(seed: int, bank, config: ClipConfig, style: str | None = None) -> 
     centre = np.array([config.width, config.height]) * (0.5 + rng.uniform(-0.03, 0.03, 2))
     intrinsics = Intrinsics(focal, focal * rng.uniform(0.98, 1.02), *centre, config.width, config.height)
     frames, depth = render(scene, T_world_camera, intrinsics)
-    scale = 1.0 / np.mean(1.0 / depth.reshape(len(depth), -1), axis=1)
-    return Clip(frames, T_world_camera, intrinsics, scale)
+    cells = (len(depth), config.height // CELL, CELL, config.width // CELL, CELL)
+    inverse_depth = (1.0 / depth).reshape(cells).mean((2, 4))
+    return Clip(frames, T_world_camera, intrinsics, 1.0 / inverse_depth.mean((1, 2)), inverse_depth)
 
 
 class ClipPool:
-    """Clips in memory-mapped files: frames, poses, intrinsics, scales and how many slots are filled."""
+    """Clips in memory-mapped files: frames, poses, intrinsics, scales, depth and how many slots are filled."""
 
     def __init__(self, folder: Path, config: ClipConfig | None = None, slots: int | None = None) -> None:
         folder = Path(folder)
@@ -80,6 +84,7 @@ class ClipPool:
             "poses": (np.float64, (slots, t, 4, 4)),
             "intrinsics": (np.float32, (slots, 4)),
             "scales": (np.float32, (slots, t)),
+            "inverse_depth": (np.float32, (slots, t, config.height // CELL, config.width // CELL)),
             "filled": (np.uint8, (slots,)),
         }
         for name, (dtype, shape) in shapes.items():
@@ -94,6 +99,7 @@ class ClipPool:
         """Put a clip into a slot."""
         self.filled[slot] = 0
         self.frames[slot], self.poses[slot], self.scales[slot] = clip.frames, clip.T_world_camera, clip.scene_scale
+        self.inverse_depth[slot] = clip.inverse_depth
         k = clip.intrinsics
         self.intrinsics[slot] = k.fx, k.fy, k.cx, k.cy
         self.filled[slot] = 1

@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 # Kind to what its folder looks like, in the order in which they are tried.
 KINDS = {
     "posed_images": "a folder with cameras.json",
+    "nerfstudio": "a folder with transforms.json",
+    "tum": "a folder with rgb.txt and groundtruth.txt",
+    "colmap": "a folder with cameras.txt or cameras.bin, there or in sparse/0, sparse or colmap/sparse/0",
+    "rosbag": "a folder with metadata.yaml, or a file .mcap, .db3 or .bag",
+    "re10k": "a folder of camera text files whose first line is a URL",
     "procedural": "the word 'procedural'",
 }
 _FILES = (".mcap", ".db3", ".bag")  # files that are datasets

@@ -9,11 +9,16 @@ Axes: N clips, T frames, H W pixels.
 
 from __future__ import annotations
 
+import base64
+import json
+import zlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
+_LOOK_EVERY = 100  # takes between looks for newly filled slots
 
 @dataclass(frozen=True)
 class ClipArrays:
@@ -52,25 +57,73 @@ class ClipSource(Protocol):
 
 
 class PoolSource:
-    """Random clips of a `ClipPool` that workers may still be filling; `rng` alone decides, so there is no state.
+    """Random clips of a `ClipPool` that workers may still be filling.
 
-    Looks for newly filled slots once in 100 batches.
+    Looks for newly filled slots once in 100 takes. What it saw is part of its state, and with a journal a run that was
+    killed sees again what it saw before: the batches drawn twice are the same, though the pool has grown meanwhile.
     """
 
-    def __init__(self, pool) -> None:
+    def __init__(self, pool, journal: Path | None = None) -> None:
         self.pool = pool
         self.height, self.width, self.clip_frames = pool.config.height, pool.config.width, pool.config.frames
         self._taken = 0
         self._ready: np.ndarray | None = None
+        self._seen = ""
+        self._journal = journal
+        self._past = _read_journal(journal) if journal is not None and journal.exists() else {}
+
+    @property
+    def clips(self) -> int:
+        """How many clips batches are drawn from."""
+        return 0 if self._ready is None else len(self._ready)
 
     def take(self, count: int, rng: np.random.Generator):
-        if self._ready is None or self._taken % 100 == 0:
-            self._ready = self.pool.ready()
+        if self._ready is None or self._taken % _LOOK_EVERY == 0:
+            self._look()
         self._taken += 1
         return self.pool, rng.choice(self._ready, count)
 
+    def _look(self) -> None:
+        if (past := self._past.pop(self._taken, None)) is not None:
+            self._set(past)
+            return
+        seen = _pack(self.pool.ready(), self.pool.slots)
+        self._set(seen)
+        if self._journal is not None:
+            with open(self._journal, "a") as file:
+                file.write(json.dumps({"taken": self._taken, "seen": seen}) + "\n")
+
+    def _set(self, seen: str) -> None:
+        if seen != self._seen:
+            self._seen, self._ready = seen, _unpack(seen)
+
     def state(self) -> dict:
-        return {}
+        return {"taken": self._taken, "seen": self._seen}
 
     def restore(self, state: dict) -> None:
-        pass
+        self._taken = state["taken"]
+        if state["seen"]:
+            self._set(state["seen"])
+
+
+def _pack(ready: np.ndarray, slots: int) -> str:
+    filled = np.zeros(slots, bool)
+    filled[ready] = True
+    return base64.b64encode(zlib.compress(np.packbits(filled).tobytes())).decode()
+
+
+def _unpack(seen: str) -> np.ndarray:
+    return np.flatnonzero(np.unpackbits(np.frombuffer(zlib.decompress(base64.b64decode(seen)), np.uint8)))
+
+
+def _read_journal(path: Path) -> dict[int, str]:
+    """What was seen at each look; a torn last line was never used and is dropped."""
+    past = {}
+    lines = path.read_text().splitlines(keepends=True)
+    if lines and not lines[-1].endswith("\n"):
+        lines.pop()
+        path.write_text("".join(lines))
+    for line in lines:
+        entry = json.loads(line)
+        past[entry["taken"]] = entry["seen"]
+    return past

@@ -20,12 +20,14 @@ from rays_as_pixels_model.raxels import make_raxels_batch
 @dataclass(frozen=True)
 class WindowBatch:
     """frames (B, T, H, W, 3) float32 in [-1, 1]; T_reference_camera (B, T, 4, 4) float64; intrinsics (B, 4) float32 for
-    frames of this size; reference (B,) int64."""
+    frames of this size; reference (B,) int64; inverse_depth (B, T, H/8, W/8) float32 in the unit of the poses, the mean
+    over each cell, or None where a dataset has no depth."""
 
     frames: Tensor
     T_reference_camera: Tensor
     intrinsics: Tensor
     reference: Tensor
+    inverse_depth: Tensor | None = None
 
     def raxels(self) -> Tensor:
         """Return the raxel images (B, T, H/2, W/2, 3) float32."""
@@ -62,13 +64,15 @@ def cut_windows(
     """Cut one window from each slot of a pool of clips.
 
     Args:
-        pool: has frames, poses, intrinsics, scales as `ClipPool`.
+        pool: has frames, poses, intrinsics, scales as `ClipPool`, and inverse_depth or None.
         slots: (B,) indices.
         frames: T. A video window takes consecutive frames with a random stride and direction (time reversal);
-            `scattered` takes any T frames of the clip in any order.
+            `scattered` takes any T frames of the clip in any order. Clips that are latents already cut their own.
         augment: mirror, permute colours, change gain (some negative) and offset.
         references: the reference frame is drawn from the first this many frames (default: all).
     """
+    if hasattr(pool, "cut"):
+        return pool.cut(slots, rng, frames, scattered)
     total = pool.frames.shape[1]
     count = len(slots)
     if scattered:
@@ -89,14 +93,20 @@ def cut_windows(
     T = relative_poses(poses, scales, reference)
     intrinsics = np.array(pool.intrinsics[slots])
     video = torch.from_numpy(picture).float().mul_(2 / 255).sub_(1)
+    depth = None
+    if getattr(pool, "inverse_depth", None) is not None:
+        unit = scales[np.arange(count), reference][:, None, None, None]
+        depth = torch.from_numpy((np.asarray(pool.inverse_depth)[rows, index] * unit).astype(np.float32))
     if augment:
         mirrored = rng.random(count) < 0.5
         video[mirrored] = video[mirrored].flip(3)
         sign = np.array([-1.0, 1, 1, 1])
         T[mirrored] = T[mirrored] * sign[:, None] * sign
         intrinsics[mirrored, 2] = picture.shape[3] - intrinsics[mirrored, 2]
+        if depth is not None:
+            depth[mirrored] = depth[mirrored].flip(3)
         video = _recolour(video, rng)
-    return WindowBatch(video, torch.from_numpy(T), torch.from_numpy(intrinsics), torch.from_numpy(reference))
+    return WindowBatch(video, torch.from_numpy(T), torch.from_numpy(intrinsics), torch.from_numpy(reference), depth)
 
 
 def _recolour(video: Tensor, rng: np.random.Generator) -> Tensor:
