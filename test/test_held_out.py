@@ -104,7 +104,7 @@ def test_the_default_rows_are_what_the_pipeline_does_by_default(pipe, windows):
     case = windows[0].views["two_sources"]
     views = pipe.render_views(case.sources, case.T_world_source, windows[0].intrinsics, case.T_world_target[None],
                               metres_per_unit=float(case.units[0]))  # fmt: skip
-    assert psnr(cases["two_sources"]["rays_as_pixels"][0], views.frames[0]) > 20
+    assert psnr(cases["two_sources"]["rays_as_pixels"][0], views.frames[0]) > 45
 
 
 def test_views_of_the_baselines_and_cameras_found_in_the_videos(pipe, windows, knows_the_cameras):
