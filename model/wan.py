@@ -219,7 +219,7 @@ class WanJointTransformer(nn.Module):
             prompt: (B, s, text_width) embeddings of the prompt by Wan's text encoder, s <= text_tokens; None is the
                 empty prompt, the buffer `empty_prompt`.
         """
-        layout = Layout.of(layout)
+        layout = Layout.of(layout).to(z.device)
         exists_z, exists_r = layout.latent_exists(), layout.exists
         patch, c = self.config.transformer.patch, self.config.transformer
         h, w = z.shape[2] // patch, z.shape[3] // patch
