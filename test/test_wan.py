@@ -119,7 +119,7 @@ def their_velocity(transformer, z, t_z, prompt):
     return -out.permute(0, 2, 3, 4, 1)
 
 
-@pytest.mark.parametrize("name", ["wan-14b", "wan-1.3b"])
+@pytest.mark.parametrize("name", ["wan-1.3b", pytest.param("wan-14b", marks=pytest.mark.slow)])
 def test_every_tensor_of_wan_maps_shape_for_shape(name):
     config = preset(name)
     with torch.device("meta"):
@@ -155,6 +155,15 @@ def test_a_freshly_loaded_model_gives_wans_video_beside_its_rays(model, wan):
     v_z, v_r = model(z, r, t_z, t_r, reference, groups)
     torch.testing.assert_close(v_z, their_velocity(wan[0], z, t_z, torch.zeros(2, 6, 24)), atol=1e-4, rtol=1e-4)
     assert v_r.shape == r.shape and torch.isfinite(v_r).all()
+
+
+@torch.no_grad()
+def test_bfloat16_weights_take_and_give_float32(model, folder):
+    half = load_wan(SMALL, folder, dtype=torch.bfloat16)
+    assert half.transformer.z.head.weight.dtype == torch.bfloat16
+    args = draw(model, 5)
+    for a, b in zip(model(*args), half(*args), strict=True):
+        assert b.dtype == torch.float32 and (a - b).std() < 0.03 * a.std()
 
 
 @torch.no_grad()
