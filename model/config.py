@@ -232,7 +232,7 @@ PRESETS: dict[str, ModelConfig] = {
         height=64,
         width=96,
         codec=CodecConfig(channels=48),
-        transformer=TransformerConfig(width=128, depth=4, heads=4, ffn_width=256),
+        transformer=TransformerConfig(width=128, depth=6, heads=4, ffn_width=256, embed_hidden=256),
     ),
     # 1,776 tokens a window (960 video, 816 ray): for a GPU
     "tiny": ModelConfig(

@@ -120,8 +120,7 @@ class JointTransformer(nn.Module):
             t_z: (B, L) and t_r: (B, T), times in [0, 1]; 1 is clean.
             reference: (B,) int64, the frame whose camera is the identity.
             layout: of the sequence, or only its groups. The velocity of padding is 0.
-            features: return the video features (B, L, n, D) that the last block reads as well (training supervises
-                them).
+            features: return the video features (B, L, n, D) a block past the middle as well (training supervises them).
         """
         layout = Layout.of(layout).to(z.device)
         exists_z, exists_r = layout.latent_exists(), layout.exists
@@ -145,9 +144,10 @@ class JointTransformer(nn.Module):
         mod_z = self.modulation_z(F.silu(self.time_z(t_z))).unflatten(-1, (-1, width))              # (B, L, 9, D)
         mod_r = self.modulation_r(F.silu(self.time_r(t_r))).unflatten(-1, (-1, width))              # (B, T, 9, D)
         masks = frame_mask(exists_z, h * w), frame_mask(exists_r, h * w // 4)
-        read = x_z
-        for block in self.blocks:
-            read = x_z
+        middle = x_z
+        for number, block in enumerate(self.blocks):
+            if number == len(self.blocks) // 2 + 1:
+                middle = x_z
             x_z, x_r = block(x_z, x_r, mod_z, mod_r, rotary_z, rotary_r, *masks)
 
         x_z, x_r = F.layer_norm(x_z, x_z.shape[-1:]), F.layer_norm(x_r, x_r.shape[-1:])
@@ -156,7 +156,7 @@ class JointTransformer(nn.Module):
         out_r = rearrange(self.head_rays(x_r), "b t (h w) (p q c) -> b t (h p) (w q) c", h=h // 2, p=patch, q=patch)
         v_z, v_r = self._velocity(out_z, z, t_z), self._velocity(out_r, r, t_r)
         velocities = keep_existing(exists_z, v_z), keep_existing(exists_r, v_r)
-        return (*velocities, read) if features else velocities
+        return (*velocities, middle) if features else velocities
 
     def _velocity(self, out: Tensor, noisy: Tensor, t: Tensor) -> Tensor:
         """What the heads give is the data itself or the velocity (config.prediction): v = (x_1 - x_t) / (1 - t)."""
