@@ -12,10 +12,11 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from rays_as_pixels_training.config import TrainConfig
+from rays_as_pixels_training.config import RunConfig, TrainConfig
 from rays_as_pixels_training.data.procedural import ClipConfig, ClipPool, fill
+from rays_as_pixels_training.data.source import PoolSource
 from rays_as_pixels_training.loop import Trainer
-from rays_as_pixels_training.tasks import draw_task, noised
+from rays_as_pixels_training.tasks import draw_step, noised
 
 
 def median_seconds(run: Callable[[], object], repeats: int = 7) -> float:
@@ -60,18 +61,22 @@ def measure(preset: str, batch: int, compile_model: bool) -> dict:
         torch.set_num_threads(threads)
         pool = ClipPool(Path(folder) / "clips")
         config = TrainConfig(preset=preset, batch=batch, slots=16, tasks=(1, 0, 0))
-        trainer = Trainer(config, pool, Path(folder) / "run", compile_model=compile_model)
-        drawn = draw_task(pool, pool.ready(), config, trainer.model.config, 0)
+        source = PoolSource(pool)
+        trainer = Trainer(config, RunConfig(Path(folder) / "run", compile=compile_model), source)
+        config, learner = trainer.config, trainer.learner
+        drawn = draw_step(source, config, learner.model.config, 0)
         generator = torch.Generator().manual_seed(0)
         counter = FlopCounterMode(display=False)
-        network, trainer._net = trainer._net, trainer.model.transformer
+        network, learner.net = learner.net, learner.model.transformer
         with counter:
-            trainer.loss(drawn).backward()
-        trainer._net = network
+            found = learner.losses(drawn[0], 0)
+            (found.z + found.r + found.motion).backward()
+        learner.net = network
+        learner.model.zero_grad(set_to_none=True)
         parts = {
-            "data": lambda: draw_task(pool, pool.ready(), config, trainer.model.config, 1),
-            "encode": lambda: noised(trainer.model, drawn, generator),
-            "whole step": lambda: trainer.train_step(drawn),
+            "data": lambda: draw_step(source, config, learner.model.config, 1),
+            "encode": lambda: noised(learner.model, drawn[0], generator),
+            "whole step": lambda: learner.update(drawn, 0),
         }
         seconds = {name: median_seconds(run) for name, run in parts.items()}
     peak, flops = gemm_peak(), counter.get_total_flops()

@@ -19,7 +19,7 @@ from rays_as_pixels_model.raxels import make_raxels, read_cameras
 from rays_as_pixels_training.config import TrainConfig
 from rays_as_pixels_training.fit_codec import fit_codec
 from rays_as_pixels_training.loss import ray_weights, velocity_loss
-from rays_as_pixels_training.tasks import draw_task, noised
+from rays_as_pixels_training.tasks import draw_step, noised
 
 SMALL = dataclasses.replace(
     preset("micro"),
@@ -110,8 +110,8 @@ class Clips:
         self.intrinsics = np.tile(np.float32([80, 80, 48, 32]), (count, 1))
         self.scales = np.ones((count, frames))
 
-    def ready(self):
-        return np.arange(len(self.frames))
+    def take(self, count, rng):
+        return self, rng.choice(len(self.frames), count)
 
 
 @pytest.mark.parametrize("encoding", CAMERA_ENCODINGS)
@@ -121,7 +121,7 @@ def test_a_fitted_model_trains_and_reads_cameras_back(encoding):
     pool = Clips()
     fit_codec(model, pool, windows=48)
     task = TrainConfig(batch=8, tasks=(1, 0, 0), slots=12)
-    batch = draw_task(pool, pool.ready(), task, model.config, 0)
+    batch = draw_step(pool, task, model.config, 0)[0]
     raxels = batch.windows.raxels()
     r = model.encode_rays(raxels)
     assert 0.5 < r.std() < 1.5

@@ -16,6 +16,9 @@ from rays_as_pixels_model.checkpoint import load_checkpoint, save_checkpoint
 from rays_as_pixels_model.config import preset
 from rays_as_pixels_model.joint import RaysAsPixels
 from rays_as_pixels_model.media import read_image
+from rays_as_pixels_training.ablation import ROWS
+from rays_as_pixels_training.ablation import main as ablation
+from rays_as_pixels_training.ablation_table import table
 from rays_as_pixels_training.cli_config import ArgumentProblem, Settings, parse
 from rays_as_pixels_training.config import RunConfig, TrainConfig
 from rays_as_pixels_training.data.procedural import ClipConfig, ClipPool, fill
@@ -23,6 +26,7 @@ from rays_as_pixels_training.data.source import PoolSource
 from rays_as_pixels_training.feed import Drawn, Feed
 from rays_as_pixels_training.fit_codec import fit_codec
 from rays_as_pixels_training.loop import Trainer
+from rays_as_pixels_training.memory import count_memory
 from rays_as_pixels_training.optimizer import clip_gradients, modality
 from rays_as_pixels_training.state import states
 from rays_as_pixels_training.tasks import draw_step
@@ -170,6 +174,7 @@ def test_the_feed_keeps_order_hands_on_errors_and_ends():
     assert not full._thread.is_alive()
 
 
+@pytest.mark.slow
 def test_prefetching_changes_nothing(trainer, tmp_path):
     for name, ahead in (("a", 0), ("b", 3)):
         trainer(name, {"prefetch": ahead}).run()
@@ -221,6 +226,7 @@ def test_gradient_norms_are_told_by_modality_and_clipped(trainer):
     assert clip_gradients(transformer, 0.5, list)["total"] == pytest.approx(0.5, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_run_evaluates_draws_and_keeps_the_best(trainer, tmp_path):
     run = {"eval_every": 2, "pictures_every": 4, "eval_clips": 4, "save_every": 1, "keep": 1, "tensorboard": True}
     trainer(run=run, lr=1e-4).run()
@@ -253,6 +259,7 @@ def test_changed_settings_are_said_and_another_model_is_refused(trainer):
             trainer(**change)
 
 
+@pytest.mark.slow
 def test_a_kill_between_the_renames_of_the_best_weights_loses_nothing(trainer, tmp_path):
     run = {"eval_every": 1, "eval_clips": 4}
     trainer(run=run, steps=1).run()
@@ -322,3 +329,42 @@ def test_a_pool_that_is_missing_clips_is_an_error_with_the_way_out(tmp_path, cap
     assert main(arguments) == 1
     err = capsys.readouterr().err
     assert "--workers 1" in err and len([line for line in err.splitlines() if "error" in line]) == 1
+
+
+def test_memory_is_counted_from_the_model():
+    shape = preset("micro")
+    found = count_memory("micro")
+    assert found["parameters"] == sum(p.numel() for p in RaysAsPixels(shape).transformer.parameters())
+    kept_by_blocks = found["activations"] - found["recomputed"]
+    tokens = sum(n * d for n, d in ((48, shape.transformer.width), (30, shape.transformer.width)))
+    assert kept_by_blocks > shape.transformer.depth * 10 * tokens, "a block keeps far more than its input"
+    assert found["recomputed"] < 0.6 * found["activations"]
+
+
+def test_the_ablation_table_says_mean_spread_and_order():
+    def runs(r, t):
+        common = {"T_err": t, "psnr": 20.0, "failed": 0, "steps": 5, "gflop_per_step": 1.0}
+        return [{**common, "R_err": r + d} for d in (-1, 1)]
+
+    text = table(dict(zip(ROWS, (runs(2, 1), runs(3, 2), runs(4, 4), runs(5, 3)), strict=True)))
+    assert "| 2 ± 1.4 | 1 ± 0 |" in text and "FID" not in text and "2 seeds" in text
+    assert "R_err, best first: full, no_dsca, no_cosine, pluecker: the paper's order" in text
+    assert "T_err, best first: full, no_dsca, pluecker, no_cosine: not the paper's" in text
+
+
+@pytest.mark.slow
+def test_an_ablation_trains_each_row_once_at_equal_compute(tmp_path, pool, capsys, monkeypatch):
+    monkeypatch.setattr("rays_as_pixels_training.loop.fit_codec", lambda model, source: fit_codec(model, source, 16))
+    folder = os.path.dirname(pool.frames.filename)
+    arguments = ["--out", str(tmp_path), "--pool", folder, "--steps", "6", "--seeds", "1", "--batch", "2"]
+    arguments += ["--windows", "2"]
+    assert ablation(arguments) == 0
+    first = capsys.readouterr().out
+    report = json.loads((tmp_path / "ablation.json").read_text())
+    assert list(report) == list(ROWS) and first.count("\n| ") >= 4
+    for (row,) in report.values():
+        assert row["steps"] * row["gflop_per_step"] == pytest.approx(6 * report["full"][0]["gflop_per_step"], rel=0.1)
+    assert len({row["R_err"] for (row,) in report.values()}) == 4, "four different models"
+    monkeypatch.setattr(Trainer, "run", lambda *_, **__: pytest.fail("a finished row is trained again"))
+    assert ablation(arguments) == 0 and capsys.readouterr().out == first
+    assert ablation([*arguments[:-1], "3"]) == 1 and "windows 2 -> 3" in capsys.readouterr().err

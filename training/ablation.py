@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The paper's ablation at equal compute: full model, no DSCA, no cosine term, Pluecker rays instead of raxels.
 
-    rays-as-pixels ablation --out out/ablation                      # trains 4 rows x 3 seeds, prints the closed-loop table
+    rays-as-pixels ablation --out out/ablation                      # 4 rows x 3 seeds, prints the closed-loop table
     rays-as-pixels ablation --out out/ablation                      # again: what is finished is not trained again
 
 Each row trains the same preset on the same rendered clips. --steps is of the full model; a row whose step costs more

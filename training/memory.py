@@ -4,9 +4,9 @@
     python -m rays_as_pixels_training.memory --preset wan-14b --gpus 8 16 32 64
 
 Per GPU, with everything split by FSDP2: float32 weights, gradients, Adam's two moments and the averaged weights; two
-blocks gathered in bfloat16 (one computes while the next arrives) and their gradients on the way; and what autograd keeps
-of one window, counted by its own hooks, attention as a fused kernel keeps it (queries, keys, values, result). Not
-counted: temporaries of single operations, the allocator's slack, encoding by the codec (0 with shards of latents).
+blocks gathered in bfloat16 (one computes while the next arrives) and their gradients on the way; and what autograd
+keeps of one window, counted by its own hooks, attention as a fused kernel keeps it (queries, keys, values, result).
+Not counted: temporaries of single operations, the allocator's slack, encoding by the codec (0 with latent shards).
 """
 
 from __future__ import annotations
@@ -18,13 +18,16 @@ _GIB = 2**30
 
 
 def count_memory(preset_name: str) -> dict[str, float]:
-    """Return bytes: parameters (a count), codec, block (gathered in bfloat16), activations, recomputed, largest_block."""
+    """Return parameters (a count) and bytes: codec, block (gathered in bfloat16), activations, recomputed."""
+    import warnings
+
     import torch
     from torch.utils.checkpoint import checkpoint
 
     from rays_as_pixels_model.config import preset
     from rays_as_pixels_model.joint import RaysAsPixels
 
+    warnings.filterwarnings("ignore", message="Mismatch dtype")  # no fused kernel here: nothing is computed
     shape = preset(preset_name)
     with torch.device("meta"):
         model = RaysAsPixels(shape)
