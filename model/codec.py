@@ -11,6 +11,7 @@ latent frame, e.g. (1, 4); their sum is T.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -119,13 +120,15 @@ class LatentNormaliser(nn.Module):
     each scaled to unit variance per channel, with a floor. Without the split rotation drowns in noise: docs/codec.md.
     """
 
-    def __init__(self, channels: int, ray_cells: tuple[int, int]) -> None:
+    def __init__(self, channels: int, ray_cells: tuple[int, int], ray_channels: int | None = None) -> None:
         super().__init__()
+        ray_channels = ray_channels or channels
         for name, shape in {"image_shift": (channels,), "video_shift": (channels,),
-                            "ray_shift": (*ray_cells, channels)}.items():
+                            "ray_shift": (*ray_cells, ray_channels)}.items():
             self.register_buffer(name, torch.zeros(shape))
-        for name in ("image_scale", "video_scale", "ray_mean_scale", "ray_deviation_scale"):
-            self.register_buffer(name, torch.ones(channels))
+        for name, count in {"image_scale": channels, "video_scale": channels, "ray_mean_scale": ray_channels,
+                            "ray_deviation_scale": ray_channels}.items():
+            self.register_buffer(name, torch.ones(count))
 
     @torch.no_grad()
     def fit(self, image: Tensor, video: Tensor, rays: Tensor, power: float = 0.5, floor: float = 0.05) -> None:
@@ -137,6 +140,11 @@ class LatentNormaliser(nn.Module):
             scale = scale / (flat.std(0) * scale).square().mean().sqrt()      # unit variance over all channels together
             getattr(self, f"{name}_shift").copy_(flat.mean(0))
             getattr(self, f"{name}_scale").copy_(scale)
+        self.fit_rays(rays, floor)
+
+    @torch.no_grad()
+    def fit_rays(self, rays: Tensor, floor: float = 0.05) -> None:
+        """Set the statistics of ray latents alone, from rays (n, h, w, C)."""
         self.ray_shift.copy_(rays.mean(0))
         centred = rays - self.ray_shift
         mean = centred.mean((1, 2))
@@ -162,11 +170,18 @@ class LatentNormaliser(nn.Module):
 
     def rays_in(self, latents: Tensor) -> Tensor:
         """Raxel latents (B, T, h, w, C) to transformer latents of the same shape."""
-        centred = latents - self.ray_shift
+        centred = latents - self._shift_at(latents.shape[2:4])
         mean = centred.mean((2, 3), keepdim=True)
         return mean * self.ray_mean_scale + (centred - mean) * self.ray_deviation_scale
 
     def rays_out(self, r: Tensor) -> Tensor:
         """Invert `rays_in`."""
         mean = r.mean((2, 3), keepdim=True)
-        return mean / self.ray_mean_scale + (r - mean) / self.ray_deviation_scale + self.ray_shift
+        return mean / self.ray_mean_scale + (r - mean) / self.ray_deviation_scale + self._shift_at(r.shape[2:4])
+
+    def _shift_at(self, cells: tuple[int, int]) -> Tensor:
+        """The mean camera (h, w, C) at another number of cells than it was fitted for: stretched over the view."""
+        if self.ray_shift.shape[:2] == tuple(cells):
+            return self.ray_shift
+        shift = F.interpolate(self.ray_shift.permute(2, 0, 1)[None], size=tuple(cells), mode="bilinear")
+        return shift[0].permute(1, 2, 0)

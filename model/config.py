@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
+from typing import ClassVar
 
 
 class ConfigError(ValueError):
@@ -25,10 +26,22 @@ class CodecConfig:
     cell: int = 8
     group: int = 4
 
+    ray_scale: ClassVar[float] = 1.0
+
     def __post_init__(self) -> None:
         _check_counts(self, "channels", "cell", "group")
         if not 18 <= self.channels <= 3 * self.cell**2:
             raise ConfigError(f"channels must be 18 (the polynomials) to {3 * self.cell**2}, got {self.channels}")
+
+
+ATTENTIONS = ("dsca", "joint")
+PROJECTIONS = ("separate", "shared")
+CAMERA_ENCODINGS = ("raxel", "pluecker")
+
+
+def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ConfigError(f"{name} must be {' or '.join(map(repr, choices))}, got {value!r}")
 
 
 @dataclass(frozen=True)
@@ -36,6 +49,10 @@ class TransformerConfig:
     """The joint transformer (`transformer.py`).
 
     Attributes:
+        prediction: what the heads give, 'data' or 'velocity'.
+        attention: 'dsca', or 'joint': one attention over all tokens of both modalities (the paper's ablation).
+        projections: 'separate', or 'shared': z and r, and the self and the cross step, use the same queries, keys,
+            values and output projection, as the Wan presets do.
         embed_hidden: width of a gated layer beside the linear embedding of video tokens; 0 has none. A video token of 4
             frames has more numbers than the model has channels: products of its gradients in space and time, which are
             its motion, are best taken before that bottleneck.
@@ -48,13 +65,73 @@ class TransformerConfig:
     patch: int = 2
     prediction: str = "data"
     embed_hidden: int = 0
+    attention: str = "dsca"
+    projections: str = "separate"
 
     def __post_init__(self) -> None:
         _check_counts(self, "width", "depth", "heads", "ffn_width", "patch")
         if self.width % self.heads or (self.width // self.heads) % 2:
             raise ConfigError(f"width {self.width} must split into {self.heads} heads of even size")
-        if self.prediction not in ("data", "velocity"):
-            raise ConfigError(f"prediction must be 'data' or 'velocity', got {self.prediction!r}")
+        _check_choice("prediction", self.prediction, ("data", "velocity"))
+        _check_choice("attention", self.attention, ATTENTIONS)
+        _check_choice("projections", self.projections, PROJECTIONS)
+
+
+@dataclass(frozen=True)
+class WanCodecConfig:
+    """The frozen Wan 2.1 VAE (`wan_codec.py`): 1 + 4k frames, 8x8 pixels to a cell.
+
+    Attributes:
+        channels: of a latent. base, blocks: width of the first layer and residual blocks per level of the VAE.
+        ray_scale: raxels are multiplied by it before the VAE, whose decoder clamps to [-1, 1].
+    """
+
+    kind: str = "wan"
+    channels: int = 16
+    base: int = 96
+    blocks: int = 2
+    ray_scale: float = 0.5
+
+    cell: ClassVar[int] = 8
+    group: ClassVar[int] = 4
+
+    def __post_init__(self) -> None:
+        _check_counts(self, "channels", "base", "blocks")
+        _check_choice("kind", self.kind, ("wan",))
+
+
+@dataclass(frozen=True)
+class WanTransformerConfig:
+    """The joint transformer around Wan 2.1 (`wan.py`); widths as in Wan's own config.
+
+    Attributes:
+        text_width, text_tokens: of the prompt embeddings; shorter prompts are padded with zeros, as Wan was trained.
+        time_features: sinusoids of a time.
+        attention, projections: see `TransformerConfig`; 'separate' here gives the rays their own copies.
+    """
+
+    kind: str = "wan"
+    width: int = 5120
+    depth: int = 40
+    heads: int = 40
+    ffn_width: int = 13824
+    patch: int = 2
+    text_width: int = 4096
+    text_tokens: int = 512
+    time_features: int = 256
+    attention: str = "dsca"
+    projections: str = "shared"
+
+    prediction: ClassVar[str] = "velocity"
+
+    def __post_init__(self) -> None:
+        counts = ("width", "depth", "heads", "ffn_width", "patch", "text_width", "text_tokens", "time_features")
+        _check_counts(self, *counts)
+        _check_choice("kind", self.kind, ("wan",))
+        if self.width % self.heads or (self.width // self.heads) % 2:
+            raise ConfigError(f"width {self.width} must split into {self.heads} heads of even size")
+        _check_choice("attention", self.attention, ATTENTIONS)
+        _check_choice("projections", self.projections, PROJECTIONS)
 
 
 @dataclass(frozen=True)
@@ -64,17 +141,23 @@ class ModelConfig:
     Attributes:
         frames: window length T of a video, 1 + 4k.
         height, width: pixels of a frame; raxel images have half of each.
+        camera_encoding: what of a camera passes through the codec: 'raxel' (d + o, 3 channels), or 'pluecker' (d and
+            o x d, two images of 3 channels; the paper's ablation).
     """
 
     preset: str
     frames: int
     height: int
     width: int
-    codec: CodecConfig
-    transformer: TransformerConfig
+    codec: CodecConfig | WanCodecConfig
+    transformer: TransformerConfig | WanTransformerConfig
+    camera_encoding: str = "raxel"
 
     def __post_init__(self) -> None:
         _check_counts(self, "frames", "height", "width")
+        _check_choice("camera_encoding", self.camera_encoding, CAMERA_ENCODINGS)
+        if isinstance(self.codec, WanCodecConfig) != isinstance(self.transformer, WanTransformerConfig):
+            raise ConfigError("the Wan transformer goes with the Wan codec, and neither with another")
         step = 2 * self.codec.cell * self.transformer.patch
         if self.height % step or self.width % step:
             raise ConfigError(f"height and width must be multiples of {step}, got {self.height}x{self.width}")
@@ -86,6 +169,31 @@ class ModelConfig:
         """Frames per latent frame of a video window: the first frame alone, then 4 to 1."""
         return (1,) + (self.codec.group,) * ((self.frames - 1) // self.codec.group)
 
+    @property
+    def tokens(self) -> tuple[int, int]:
+        """Video and ray tokens of a window."""
+        cell = self.codec.cell * self.transformer.patch
+        per_frame = (self.height // cell) * (self.width // cell)
+        return len(self.groups) * per_frame, self.frames * (per_frame // 4)
+
+    @property
+    def ray_channels(self) -> int:
+        """Channels of a ray latent: those of one image, or of two for Pluecker rays."""
+        return self.codec.channels * (2 if self.camera_encoding == "pluecker" else 1)
+
+    def switched(self, **switches: str) -> ModelConfig:
+        """Return this config with ablation switches set: attention, projections, camera_encoding.
+
+        Raises:
+            ConfigError: no such switch, or no such setting of it.
+        """
+        known = ("attention", "projections", "camera_encoding")
+        if set(switches) - set(known):
+            raise ConfigError(f"switches are {', '.join(known)}, got {', '.join(sorted(set(switches) - set(known)))}")
+        inner = {k: v for k, v in switches.items() if k != "camera_encoding"}
+        encoding = switches.get("camera_encoding", self.camera_encoding)
+        return replace(self, transformer=replace(self.transformer, **inner), camera_encoding=encoding)
+
     def to_dict(self) -> dict:
         """Return the nested dict that config.json holds."""
         return asdict(self)
@@ -95,8 +203,14 @@ class ModelConfig:
         """Build from `to_dict`'s form; raises ConfigError naming an unknown or missing field."""
         if not isinstance(data, dict):
             raise ConfigError(f"model config must be a JSON object, got {type(data).__name__}")
-        parts = {"codec": CodecConfig, "transformer": TransformerConfig}
-        return _build(cls, {k: _build(parts[k], v, k) if k in parts else v for k, v in data.items()}, "model config")
+        parts = {"codec": (CodecConfig, WanCodecConfig), "transformer": (TransformerConfig, WanTransformerConfig)}
+        built = {}
+        for name, value in data.items():
+            if name in parts:
+                ours, wan = parts[name]
+                value = _build(wan if isinstance(value, dict) and value.get("kind") == "wan" else ours, value, name)
+            built[name] = value
+        return _build(cls, built, "model config")
 
 
 def _build(cls: type, data: dict, where: str):
@@ -128,6 +242,27 @@ PRESETS: dict[str, ModelConfig] = {
         width=128,
         codec=CodecConfig(channels=48),
         transformer=TransformerConfig(width=256, depth=8, heads=4, ffn_width=768, patch=1),
+    ),
+    # 4,140 tokens a window (2,160 video, 1,980 ray), 141M parameters: for one large GPU
+    "small": ModelConfig(
+        "small",
+        frames=33,
+        height=192,
+        width=320,
+        codec=CodecConfig(channels=48),
+        transformer=TransformerConfig(width=640, depth=10, heads=10, ffn_width=1728),
+    ),
+    # Wan 2.1 text-to-video and a ray stream: 64,350 tokens a window (32,760 video, 31,590 ray)
+    "wan-1.3b": ModelConfig(
+        "wan-1.3b",
+        frames=81,
+        height=480,
+        width=832,
+        codec=WanCodecConfig(),
+        transformer=WanTransformerConfig(width=1536, depth=30, heads=12, ffn_width=8960),
+    ),
+    "wan-14b": ModelConfig(
+        "wan-14b", frames=81, height=480, width=832, codec=WanCodecConfig(), transformer=WanTransformerConfig()
     ),
 }
 

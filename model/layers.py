@@ -33,7 +33,9 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 def rotary_angles(positions: Tensor, head_width: int, base: float = 100.0) -> tuple[Tensor, Tensor]:
-    """Return cosines and sines (N, d / 2) of the rotary embedding for positions (N, 3) in (frames, rows, columns).
+    """Return cosines and sines of the rotary embedding for positions (N, 3) or (B, N, 3) in (frames, rows, columns).
+
+    They are (N, d / 2), or (B, 1, N, d / 2) where each window of a batch has its own positions.
 
     The pairs of a head are dealt to time, y and x in the ratio of Wan 2.1 (d - 4 (d // 6), 2 (d // 6), 2 (d // 6)).
     """
@@ -41,8 +43,9 @@ def rotary_angles(positions: Tensor, head_width: int, base: float = 100.0) -> tu
     angles = []
     for axis, width in enumerate((head_width - 2 * space, space, space)):
         frequency = base ** (-torch.arange(0, width, 2, device=positions.device) / width)
-        angles.append(positions[:, axis:axis + 1] * frequency)
-    angle = torch.cat(angles, dim=1)
+        angles.append(positions[..., axis:axis + 1] * frequency)
+    angle = torch.cat(angles, dim=-1)
+    angle = angle[:, None] if angle.ndim == 3 else angle
     return angle.cos(), angle.sin()
 
 
@@ -72,6 +75,22 @@ class Projections(nn.Module):
     def merge(self, attended: Tensor, frames: int) -> Tensor:
         """(B, heads, N, d) to (B, F, n, D)."""
         return self.out(rearrange(attended, "b h (f n) d -> b f n (h d)", f=frames))
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Attention of q (B, heads, N, d) over k and v (B, heads, M, d): (B, heads, N, d); mask (B, M) bool of tokens seen.
+    """
+    return F.scaled_dot_product_attention(q, k, v, None if mask is None else mask[:, None, None])
+
+
+def frame_mask(exists: Tensor | None, tokens: int) -> Tensor | None:
+    """Which tokens exist, (B, N), from which frames do, (B, F) or None for all, at `tokens` per frame."""
+    return None if exists is None else exists.repeat_interleave(tokens, dim=1)
+
+
+def keep_existing(exists: Tensor | None, x: Tensor, value: float = 0.0) -> Tensor:
+    """Replace what padding holds in x (B, F, ...) by `value`; exists (B, F) or None for all."""
+    return x if exists is None else torch.where(exists.reshape(*exists.shape, *[1] * (x.ndim - 2)), x, value)
 
 
 class SwiGLU(nn.Module):

@@ -6,7 +6,8 @@ z <- r and r <- z with the SAME rotary positions, then a feed-forward layer per 
 transformer"). Each frame of each modality has its own time: 1 is clean, 0 is noise.
 
 Axes: B batch, L latent frames, T frames, h w cells of a video latent frame (a ray latent frame has half of each),
-C channels, n tokens of a frame, D width. `groups` lists the frames of each latent frame, e.g. (1, 4).
+C channels, n tokens of a frame, D width. `layout` is a `Layout`, or its groups: the frames of each latent frame, e.g.
+(1, 4).
 """
 from __future__ import annotations
 
@@ -15,53 +16,75 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from .config import ModelConfig
-from .layers import Embedding, Projections, SwiGLU, TimeEmbedding, modulate, rotary_angles
-
-_MODULATIONS = 9          # (shift, scale, gate) for self-attention, cross-attention and feed-forward
+from .config import ModelConfig, TransformerConfig
+from .layers import (
+    Embedding,
+    Projections,
+    SwiGLU,
+    TimeEmbedding,
+    attend,
+    frame_mask,
+    keep_existing,
+    modulate,
+    rotary_angles,
+)
+from .layout import Layout
 
 
 class Stream(nn.Module):
     """The layers of one modality in one block."""
 
-    def __init__(self, width: int, heads: int, ffn_width: int) -> None:
+    def __init__(self, c: TransformerConfig) -> None:
         super().__init__()
-        self.self_attention = Projections(width, heads)
-        self.cross_attention = Projections(width, heads)
-        self.feed_forward = SwiGLU(width, ffn_width)
-        self.modulation = nn.Parameter(torch.zeros(_MODULATIONS, width))
+        if c.projections == "separate":
+            self.self_attention = Projections(c.width, c.heads)
+            if c.attention == "dsca":
+                self.cross_attention = Projections(c.width, c.heads)
+        self.feed_forward = SwiGLU(c.width, c.ffn_width)
+        self.modulation = nn.Parameter(torch.zeros(modulations(c), c.width))
         with torch.no_grad():
             self.modulation[2::3] = 0.5          # gates start half open: a tiny model trains from step one
 
 
 class Block(nn.Module):
-    """One DSCA block over both streams."""
+    """One block over both streams: DSCA, or one joint attention over all tokens (config.attention)."""
 
-    def __init__(self, width: int, heads: int, ffn_width: int) -> None:
+    def __init__(self, c: TransformerConfig) -> None:
         super().__init__()
-        self.z = Stream(width, heads, ffn_width)
-        self.r = Stream(width, heads, ffn_width)
+        self.joint = c.attention == "joint"
+        self.attention = Projections(c.width, c.heads) if c.projections == "shared" else None
+        self.z, self.r = Stream(c), Stream(c)
 
-    def forward(self, z: Tensor, r: Tensor, mod_z: Tensor, mod_r: Tensor, rotary_z, rotary_r) -> tuple[Tensor, Tensor]:
-        mz = (mod_z + self.z.modulation).unsqueeze(2).unbind(3)                    # 9 of (B, L, 1, D)
-        mr = (mod_r + self.r.modulation).unsqueeze(2).unbind(3)                    # 9 of (B, T, 1, D)
+    def forward(self, z: Tensor, r: Tensor, mod_z: Tensor, mod_r: Tensor, rotary_z, rotary_r,
+                mask_z: Tensor | None = None, mask_r: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        mz = (mod_z + self.z.modulation).unsqueeze(2).unbind(3)                    # 9 or 6 of (B, L, 1, D)
+        mr = (mod_r + self.r.modulation).unsqueeze(2).unbind(3)                    # 9 or 6 of (B, T, 1, D)
 
-        z = z + mz[2] * _self_attend(self.z.self_attention, modulate(z, *mz[0:2]), rotary_z)      # (B, L, n, D)
-        r = r + mr[2] * _self_attend(self.r.self_attention, modulate(r, *mr[0:2]), rotary_r)      # (B, T, m, D)
+        own_z, own_r = self.attention or self.z.self_attention, self.attention or self.r.self_attention
+        q_z, k_z, v_z = own_z(modulate(z, *mz[0:2]), rotary_z)                     # (B, heads, N, d)
+        q_r, k_r, v_r = own_r(modulate(r, *mr[0:2]), rotary_r)                     # (B, heads, M, d)
+        if self.joint:
+            k, v = torch.cat([k_z, k_r], dim=2), torch.cat([v_z, v_r], dim=2)      # (B, heads, N + M, d)
+            k_z, v_z, k_r, v_r = k, v, k, v
+            mask_z = mask_r = None if mask_z is None else torch.cat([mask_z, mask_r], dim=1)
+        z = z + mz[2] * own_z.merge(attend(q_z, k_z, v_z, mask_z), z.shape[1])     # (B, L, n, D)
+        r = r + mr[2] * own_r.merge(attend(q_r, k_r, v_r, mask_r), r.shape[1])     # (B, T, m, D)
 
-        q_z, k_z, v_z = self.z.cross_attention(modulate(z, *mz[3:5]), rotary_z)    # (B, heads, N, d)
-        q_r, k_r, v_r = self.r.cross_attention(modulate(r, *mr[3:5]), rotary_r)    # (B, heads, M, d)
-        z = z + mz[5] * self.z.cross_attention.merge(F.scaled_dot_product_attention(q_z, k_r, v_r), z.shape[1])
-        r = r + mr[5] * self.r.cross_attention.merge(F.scaled_dot_product_attention(q_r, k_z, v_z), r.shape[1])
+        if not self.joint:
+            other_z, other_r = self.attention or self.z.cross_attention, self.attention or self.r.cross_attention
+            q_z, k_z, v_z = other_z(modulate(z, *mz[3:5]), rotary_z)
+            q_r, k_r, v_r = other_r(modulate(r, *mr[3:5]), rotary_r)
+            z = z + mz[5] * other_z.merge(attend(q_z, k_r, v_r, mask_r), z.shape[1])
+            r = r + mr[5] * other_r.merge(attend(q_r, k_z, v_z, mask_z), r.shape[1])
 
-        z = z + mz[8] * self.z.feed_forward(modulate(z, *mz[6:8]))
-        r = r + mr[8] * self.r.feed_forward(modulate(r, *mr[6:8]))
+        z = z + mz[-1] * self.z.feed_forward(modulate(z, *mz[-3:-1]))
+        r = r + mr[-1] * self.r.feed_forward(modulate(r, *mr[-3:-1]))
         return z, r
 
 
-def _self_attend(projections: Projections, x: Tensor, rotary) -> Tensor:
-    q, k, v = projections(x, rotary)
-    return projections.merge(F.scaled_dot_product_attention(q, k, v), x.shape[1])
+def modulations(c: TransformerConfig) -> int:
+    """(shift, scale, gate) for each attention and for the feed-forward layer."""
+    return 9 if c.attention == "dsca" else 6
 
 
 class JointTransformer(nn.Module):
@@ -71,63 +94,67 @@ class JointTransformer(nn.Module):
         super().__init__()
         self.config = config
         c = config.transformer
-        token = c.patch**2 * config.codec.channels
+        token, ray_token = c.patch**2 * config.codec.channels, c.patch**2 * config.ray_channels
         self.embed_image = Embedding(token, c.width, c.embed_hidden)
         self.embed_video = Embedding(token, c.width, c.embed_hidden)
-        self.embed_rays = nn.Linear(token, c.width)
+        self.embed_rays = nn.Linear(ray_token, c.width)
         self.embed_place = nn.Linear(2 * 8, c.width)
         self.reference = nn.Parameter(torch.randn(2, c.width) * 0.02)
         self.time_z, self.time_r = TimeEmbedding(c.width), TimeEmbedding(c.width)
-        self.modulation_z = nn.Linear(c.width, _MODULATIONS * c.width)
-        self.modulation_r = nn.Linear(c.width, _MODULATIONS * c.width)
-        self.blocks = nn.ModuleList(Block(c.width, c.heads, c.ffn_width) for _ in range(c.depth))
+        self.modulation_z = nn.Linear(c.width, modulations(c) * c.width)
+        self.modulation_r = nn.Linear(c.width, modulations(c) * c.width)
+        self.blocks = nn.ModuleList(Block(c) for _ in range(c.depth))
         self.head_image = nn.Linear(c.width, token)
         self.head_video = nn.Linear(c.width, token)
-        self.head_rays = nn.Linear(c.width, token)
+        self.head_rays = nn.Linear(c.width, ray_token)
         for layer in (self.modulation_z, self.modulation_r, self.head_image, self.head_video, self.head_rays):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
-    def forward(self, z: Tensor, r: Tensor, t_z: Tensor, t_r: Tensor, reference: Tensor, groups: tuple[int, ...],
-                features: bool = False) -> tuple[Tensor, ...]:
+    def forward(self, z: Tensor, r: Tensor, t_z: Tensor, t_r: Tensor, reference: Tensor,
+                layout: Layout | tuple[int, ...], features: bool = False) -> tuple[Tensor, ...]:
         """Return the velocities of z and r.
 
         Args:
             z: (B, L, h, w, C) noisy video latents; r: (B, T, h/2, w/2, C) noisy ray latents.
             t_z: (B, L) and t_r: (B, T), times in [0, 1]; 1 is clean.
             reference: (B,) int64, the frame whose camera is the identity.
-            groups: frames of each latent frame.
+            layout: of the sequence, or only its groups. The velocity of padding is 0.
             features: return the video features (B, L, n, D) a block past the middle as well (training supervises them).
         """
-        if list(groups) != sorted(groups):
-            raise ValueError(f"groups must hold single images first, then groups of frames, got {groups}")
-        patch = self.config.transformer.patch
+        layout = Layout.of(layout)
+        exists_z, exists_r = layout.latent_exists(), layout.exists
+        z, r = keep_existing(exists_z, z), keep_existing(exists_r, r)
+        t_z, t_r = keep_existing(exists_z, t_z, 1.0), keep_existing(exists_r, t_r, 1.0)
+        patch, width = self.config.transformer.patch, self.config.transformer.width
         h, w = z.shape[2] // patch, z.shape[3] // patch
         tokens_z = rearrange(z, "b l (h p) (w q) c -> b l (h w) (p q c)", p=patch, q=patch)      # (B, L, n, P)
         tokens_r = rearrange(r, "b t (h p) (w q) c -> b t (h w) (p q c)", p=patch, q=patch)      # (B, T, m, P)
-        positions_z, positions_r = token_positions(groups, h, w, z.device)
-        rotary_width = self.config.transformer.width // self.config.transformer.heads
+        positions_z, positions_r = token_positions(layout, h, w, z.device)
+        rotary_width = width // self.config.transformer.heads
         rotary_z, rotary_r = rotary_angles(positions_z, rotary_width), rotary_angles(positions_r, rotary_width)
 
-        images = groups.count(1)                                                   # images lead, groups of 4 follow
+        images = layout.groups.count(1)                                            # images lead, groups of 4 follow
         x_z = _by_kind(self.embed_image, self.embed_video, tokens_z, images)       # (B, L, n, D)
-        x_z = x_z + self._place(positions_z, h, w).unflatten(0, (len(groups), -1))                # (B, L, n, D)
+        x_z = x_z + self._place(positions_z, h, w).unflatten(0, (z.shape[1], -1))                # (B, L, n, D)
         x_r = self.embed_rays(tokens_r) + self._place(positions_r, h, w).unflatten(0, (r.shape[1], -1))
         is_reference = F.one_hot(reference, r.shape[1]).to(x_r.dtype)[..., None, None]            # (B, T, 1, 1)
         x_r = x_r + is_reference * self.reference[0] + (1 - is_reference) * self.reference[1]     # (B, T, m, D)
 
-        mod_z = self.modulation_z(F.silu(self.time_z(t_z))).unflatten(-1, (_MODULATIONS, -1))     # (B, L, 9, D)
-        mod_r = self.modulation_r(F.silu(self.time_r(t_r))).unflatten(-1, (_MODULATIONS, -1))     # (B, T, 9, D)
+        mod_z = self.modulation_z(F.silu(self.time_z(t_z))).unflatten(-1, (-1, width))              # (B, L, 9, D)
+        mod_r = self.modulation_r(F.silu(self.time_r(t_r))).unflatten(-1, (-1, width))              # (B, T, 9, D)
+        masks = frame_mask(exists_z, h * w), frame_mask(exists_r, h * w // 4)
         for number, block in enumerate(self.blocks):
             if number == len(self.blocks) // 2 + 1:
                 middle = x_z
-            x_z, x_r = block(x_z, x_r, mod_z, mod_r, rotary_z, rotary_r)
+            x_z, x_r = block(x_z, x_r, mod_z, mod_r, rotary_z, rotary_r, *masks)
 
         x_z, x_r = F.layer_norm(x_z, x_z.shape[-1:]), F.layer_norm(x_r, x_r.shape[-1:])
         out_z = _by_kind(self.head_image, self.head_video, x_z, images)
         out_z = rearrange(out_z, "b l (h w) (p q c) -> b l (h p) (w q) c", h=h, p=patch, q=patch)
         out_r = rearrange(self.head_rays(x_r), "b t (h w) (p q c) -> b t (h p) (w q) c", h=h // 2, p=patch, q=patch)
-        velocities = self._velocity(out_z, z, t_z), self._velocity(out_r, r, t_r)
+        v_z, v_r = self._velocity(out_z, z, t_z), self._velocity(out_r, r, t_r)
+        velocities = keep_existing(exists_z, v_z), keep_existing(exists_r, v_r)
         return (*velocities, middle) if features else velocities
 
     def _velocity(self, out: Tensor, noisy: Tensor, t: Tensor) -> Tensor:
@@ -138,9 +165,11 @@ class JointTransformer(nn.Module):
 
     def _place(self, positions: Tensor, h: int, w: int) -> Tensor:
         """Features of the place in the image (N, D): a camera's motion is read from where things move."""
+        positions = positions if positions.ndim == 2 else positions[0]                            # places are shared
         place = positions[:, 1:] / torch.tensor([h, w], device=positions.device)                  # (N, 2) in (0, 1)
         angle = place[..., None] * torch.pi * torch.tensor([1.0, 2, 3, 4], device=positions.device)
-        return self.embed_place(torch.cat([angle.cos(), angle.sin()], dim=-1).flatten(1))
+        features = torch.cat([angle.cos(), angle.sin()], dim=-1).flatten(1)
+        return self.embed_place(features.to(self.embed_place.weight.dtype))
 
 
 def _by_kind(image: nn.Linear, video: nn.Linear, x: Tensor, images: int) -> Tensor:
@@ -152,16 +181,20 @@ def _by_kind(image: nn.Linear, video: nn.Linear, x: Tensor, images: int) -> Tens
     return torch.cat([image(x[:, :images]), video(x[:, images:])], dim=1)
 
 
-def token_positions(groups: tuple[int, ...], h: int, w: int, device=None) -> tuple[Tensor, Tensor]:
-    """Positions (frame, row, column) of video tokens (N, 3) and ray tokens (M, 3), both in units of video tokens.
+def token_positions(layout: Layout | tuple[int, ...], h: int, w: int, device=None) -> tuple[Tensor, Tensor]:
+    """Positions (frame, row, column) of video and ray tokens, (N, 3) and (M, 3) or (B, N, 3) and (B, M, 3).
 
-    A latent frame of 4 sits at the mean of its frames; a ray token at the centre of the 2x2 video tokens it covers.
+    All are in units of video tokens. A latent frame of 4 sits at the mean of its frames; a ray token at the centre of
+    the 2x2 video tokens it covers.
     """
-    def grid(times: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        return torch.stack(torch.meshgrid(times, rows, columns, indexing="ij"), dim=-1).flatten(0, 2)
+    layout = Layout.of(layout)
+    times = layout.frame_times(device)
+    z = position_grid(layout.latent_mean(times), torch.arange(h) + 0.5, torch.arange(w) + 0.5)
+    return z, position_grid(times, 2 * torch.arange(h // 2) + 1.0, 2 * torch.arange(w // 2) + 1.0)
 
-    ends = torch.tensor(groups, dtype=torch.float32).cumsum(0)
-    times_z = ends - (torch.tensor(groups) + 1) / 2                               # (1, 4) -> 0, 2.5
-    z = grid(times_z, torch.arange(h) + 0.5, torch.arange(w) + 0.5)
-    r = grid(torch.arange(float(sum(groups))), 2 * torch.arange(h // 2) + 1.0, 2 * torch.arange(w // 2) + 1.0)
-    return z.to(device), r.to(device)
+
+def position_grid(times: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Positions (..., F h w, 3) of the tokens of frames at times (..., F)."""
+    place = torch.stack(torch.meshgrid(rows.to(times), columns.to(times), indexing="ij"), dim=-1).flatten(0, 1)
+    times = times[..., None, None].expand(*times.shape, len(place), 1)
+    return torch.cat([times, place.expand(*times.shape[:-1], 2)], dim=-1).flatten(-3, -2)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rays_as_pixels_model.codec import fit_basis
+from rays_as_pixels_model.codec import LinearCodec, fit_basis
 from rays_as_pixels_model.joint import RaysAsPixels
 
 from .data.windows import cut_windows
@@ -23,18 +23,22 @@ def blocks_of(frames: Tensor, cell: int, group: int) -> Tensor:
 
 
 @torch.no_grad()
-def fit_codec(model: RaysAsPixels, pool, windows: int = 1024, seed: int = 0) -> None:
-    """Set codec bases and normaliser statistics of `model` in place from windows of the pool."""
+def fit_codec(model: RaysAsPixels, source, windows: int = 1024, seed: int = 0) -> None:
+    """Set codec bases and normaliser statistics of `model` in place from windows of a `ClipSource`.
+
+    A Wan model's codec is frozen and its latents are normalised already: only the ray statistics are set.
+    """
     config = model.config
     rng = np.random.default_rng(seed)
-    ready = pool.ready()
-    slots = rng.choice(ready, windows, replace=windows > len(ready))
-    batch = cut_windows(pool, slots, rng, config.frames, augment=True)
+    clips, slots = source.take(windows, rng)
+    batch = cut_windows(clips, slots, rng, config.frames, augment=True)
+    if not isinstance(model.codec, LinearCodec):
+        model.normaliser.fit_rays(model.ray_latents(batch.raxels()).flatten(0, 1))
+        return
     cell, group, channels = config.codec.cell, config.codec.group, config.codec.channels
     image, video = batch.frames[:, :1], batch.frames[:, 1:]
     model.codec.image_basis.copy_(fit_basis(blocks_of(image, cell, 1), cell, 1, channels, _IMAGE_DEGREE))
     model.codec.video_basis.copy_(fit_basis(blocks_of(video, cell, group), cell, group, channels, _VIDEO_DEGREE))
     latents = model.codec.encode(batch.frames, config.groups)
-    raxels = batch.raxels()
-    rays = model.codec.encode(raxels, (1,) * config.frames).flatten(0, 1)
+    rays = model.ray_latents(batch.raxels()).flatten(0, 1)
     model.normaliser.fit(latents[:, :1].flatten(0, 1), latents[:, 1:].flatten(0, 1), rays)

@@ -1,165 +1,250 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The training loop: one step a batch of one task, average of the weights, saves, resume, log."""
+"""The training loop: draws batches, updates the weights, and writes states, logs, evaluations and pictures.
+
+A run is the folder OUT:
+
+    config.yaml           every setting; `rays-as-pixels train --config OUT/config.yaml` is this run again
+    states/00000500/      what a run continues from (`state.py`): the last and `keep` before it
+    best/                 the averaged weights with the best evaluation, as a checkpoint
+    log.jsonl             losses, gradient norms and evaluations; tensorboard/ shows the same
+    pictures/             contact sheets
+"""
 
 from __future__ import annotations
 
-import json
+import os
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
-from torch import nn
 
-from rays_as_pixels_model.checkpoint import load_checkpoint, save_checkpoint
-from rays_as_pixels_model.config import preset
+from rays_as_pixels_model.checkpoint import CheckpointError, load_checkpoint, read_config, save_checkpoint
+from rays_as_pixels_model.config import ModelConfig
 from rays_as_pixels_model.joint import RaysAsPixels
+from rays_as_pixels_model.media import write_png, write_text
 
-from .config import TrainConfig
-from .ema import Ema
+from .cli_config import differences
+from .config import RunConfig, TrainConfig
+from .data.procedural import ClipConfig
+from .data.source import ClipArrays, ClipSource
+from .distributed import Processes
+from .feed import Drawn, Feed
 from .fit_codec import fit_codec
-from .loss import ray_weights, velocity_loss
-from .motion import MotionHead, motion_loss
-from .optimizer import Muon
-from .state import load_state, save_state
-from .tasks import TASKS, TaskBatch, draw_task, noised
+from .learner import Learner, Update, model_config
+from .loss import ray_weights
+from .pictures import contact_sheet
+from .records import Records
+from .state import load_state, read_facts, save_state, states
+from .tasks import draw_step, to_device
+from .validation import estimate, render_held_out, score
 
-STATE = "last.safetensors"
-
-
-def make_optimizers(model: RaysAsPixels, config: TrainConfig, motion: nn.Module) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the blocks, AdamW for the rest (docs/training_log.md compares them)."""
-    matrices = [p for n, p in model.transformer.blocks.named_parameters() if p.ndim == 2 and "modulation" not in n]
-    chosen = {id(p) for p in matrices}
-    rest = [p for p in model.parameters() if id(p) not in chosen] + list(motion.parameters())
-    return [
-        Muon(matrices, lr=config.lr, weight_decay=config.weight_decay),
-        torch.optim.AdamW(rest, lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.98)),
-    ]
-
-
-def bf16_pays(device: torch.device) -> bool:
-    """Whether a bfloat16 matrix product is faster than float32 here: measured, since CPUs differ by a factor of 100."""
-    if device.type == "cuda":
-        return True
-
-    def seconds(dtype: torch.dtype) -> float:
-        a = torch.randn(512, 256, dtype=dtype)
-        b = torch.randn(256, 256, dtype=dtype)
-        a @ b
-        start = time.perf_counter()
-        a @ b
-        return time.perf_counter() - start
-
-    return seconds(torch.bfloat16) < 0.7 * seconds(torch.float32)
+_FIXED = ("preset", "attention", "camera_encoding", "optimizer")  # a state fits no other
 
 
 class Trainer:
-    """Everything a run needs; `run` trains to the last step."""
+    """Everything a run needs; `run` trains to the last step. With several processes each makes one."""
 
     def __init__(
         self,
         config: TrainConfig,
-        pool,
-        out: Path,
-        device: str = "cpu",
-        compile_model: bool = False,
-        init: Path | None = None,
+        run: RunConfig,
+        source: ClipSource,
+        processes: Processes | None = None,
+        say: Callable[[str], None] = lambda text: None,
     ) -> None:
-        self.config, self.pool, self.out = config, pool, Path(out)
-        self.device = torch.device(device)
-        self.out.mkdir(parents=True, exist_ok=True)
-        torch.manual_seed(config.seed)
-        self.model = RaysAsPixels(preset(config.preset))
-        wanted = (self.model.config.height, self.model.config.width)
-        if (pool.config.height, pool.config.width) != wanted:
-            raise ValueError(
-                f"clips are {pool.config.height}x{pool.config.width}, but preset {config.preset!r} takes "
-                f"{wanted[0]}x{wanted[1]}"
-            )
+        self.run_config, self.source, self.out = run, source, Path(run.out)
+        self.processes = processes or Processes(device=torch.device(run.device))
+        self.say = say if self.processes.first else lambda text: None
+        past = states(self.out)
+        facts = read_facts(past[-1]) if past else None
+        shape = self._shape(config, facts)
+        self._check_source(config, shape)
+        with torch.device("meta"):
+            parameters = sum(p.numel() for p in RaysAsPixels(shape).parameters())
+        self.config = config.settled(parameters, self.processes.count)
         self.step, self.windows_seen, self.seconds = 0, 0, 0.0
-        self.usual_loss: dict[str, float] = {}
-        stored = None
-        fresh = not (self.out / STATE).exists()
-        if fresh and init is not None:
-            self.model.load_state_dict(load_checkpoint(init, preset=config.preset).state_dict())
-        elif fresh:
-            fit_codec(self.model, pool)
-        self.model.to(self.device)
-        size = self.model.config
-        self.motion = MotionHead(size.transformer.width, size.transformer.patch, size.frames).to(self.device)
-        self.ema = Ema(self.model, config.ema)
-        self.optimizers = make_optimizers(self.model, config, self.motion)
-        if not fresh:
-            facts = load_state(self.out / STATE, self._modules(), self.optimizers)
-            self.step, self.windows_seen, self.seconds = facts["step"], facts["windows_seen"], facts["seconds"]
-            self.usual_loss = facts.get("usual_loss", {})
-            stored = facts.get("ray_weights")
-        self.ray_weights = tuple(torch.tensor(w, device=self.device) for w in stored) if stored else self._ray_weights()
-        self.autocast = bf16_pays(self.device)
-        self._net: nn.Module | Callable = (
-            torch.compile(self.model.transformer) if compile_model else self.model.transformer
+        self.best: dict = {}
+        self._source_state = at_start = source.state()
+        self._held_out: ClipArrays | None = None
+        self._recover()
+        if not past and (self.out / "last.safetensors").exists():
+            raise ValueError(f"{self.out} holds a run of an older version; use another --out with --init")
+        if facts is not None:
+            self._compare(past[-1], facts["config"])
+        torch.manual_seed(config.seed)
+        self.learner = Learner(
+            self.config,
+            self._weights(shape, fresh=facts is None) if self.processes.first else None,
+            shape,
+            self.processes,
+            run.compile,
+            run.recompute,
         )
+        if facts is not None:
+            load_state(past[-1], self.learner.modules, self.learner.optimizers)
+            self._restore(facts)
+        else:
+            self._measure_ray_weights()
+            source.restore(at_start)
+            self.save()  # the codec is fitted: from here on a run can be repeated
 
-    def _ray_weights(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Measure the weights of the ray channels once, on windows of the pool; the state keeps them."""
-        pose_only = replace(self.config, tasks=(1, 0, 0), batch=256)
-        windows = draw_task(self.pool, self.pool.ready(), pose_only, self.model.config, 0).windows
-        rays = self.model.encode_rays(windows.raxels().to(self.device))
-        return ray_weights(rays, windows.reference.to(self.device))
+    # -- starting -------------------------------------------------------------------------------------------------
 
-    def loss(self, batch: TaskBatch) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Loss of one batch at the current weights, and the auxiliary one (`motion.py`) where it applies."""
-        generator = torch.Generator(self.device).manual_seed(self.config.seed * 1_000_003 + self.step)
-        patch, weight = self.model.config.transformer.patch, self.config.cosine_weight
-        (z, r), (u_z, u_r) = noised(self.model, batch, generator)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-            v_z, v_r, features = self._net(
-                z, r, batch.t_z, batch.t_r, batch.windows.reference, batch.groups, features=True
+    def _check_source(self, config: TrainConfig, shape) -> None:
+        if (self.source.height, self.source.width) != (shape.height, shape.width):
+            raise ValueError(
+                f"clips are {self.source.height}x{self.source.width}, but preset {config.preset!r} takes "
+                f"{shape.height}x{shape.width}"
             )
-        loss = velocity_loss(v_z.float(), u_z, batch.t_z < 1, patch, weight) + velocity_loss(
-            v_r.float(), u_r, batch.t_r < 1, patch, weight, self.ray_weights
-        )
-        if batch.task != "pose" or batch.windows.inverse_depth is None or not self.config.motion_weight:
-            return loss, None
-        return loss, motion_loss(self.motion(features.float(), z.shape[2]), batch.windows, batch.groups)
+        longest = max(shape.frames if config.tasks[0] + config.tasks[2] > 0 else 0, config.view_frames)
+        if self.source.clip_frames < longest:
+            raise ValueError(f"clips have {self.source.clip_frames} frames, but a window takes {longest}")
 
-    def train_step(self, batch: TaskBatch) -> float:
-        """One update; returns the loss."""
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = self.config.learning_rate(self.step)
-        loss, motion = self.loss(batch)
-        value = loss.item()
-        # The tasks' losses differ by a factor of ten; each is taken relative to its own recent size, or pose would
-        # hardly be heard among the gradients of the others.
-        usual = self.usual_loss.get(batch.task, value)
-        total = loss / max(usual, 1e-6)
-        if motion is not None:
-            usual_motion = self.usual_loss.get("motion", motion.item())
-            total = total + self.config.motion_weight * motion / max(usual_motion, 1e-6)
-            self.usual_loss["motion"] = usual_motion + 0.02 * (motion.item() - usual_motion)
-        total.backward()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
-        if not (np.isfinite(value) and torch.isfinite(norm)):
-            raise FloatingPointError(
-                f"loss {value} and gradient norm {norm.item()} at step {self.step} ({batch.task}); lower lr "
-                f"({self.config.lr}) and continue from {self.out / STATE}"
+    def _recover(self) -> None:
+        """Put the best weights back in place if a kill came between the two renames that replace them."""
+        old = self.out / "best.old"
+        if self.processes.first and old.is_dir() and not (self.out / "best").exists():
+            os.replace(old, self.out / "best")
+
+    def _compare(self, state: Path, stored: dict) -> None:
+        """Say what differs from the stored config; refuse what the state cannot go on with."""
+        given = self.config.to_dict()
+        fixed = [d for d in differences({k: stored[k] for k in _FIXED if k in stored}, given)]
+        if fixed:
+            raise ValueError(
+                f"{self.out} holds a run with another {fixed[0]}; give its own settings (OUT/config.yaml), or "
+                "another --out with --init"
             )
-        self.usual_loss[batch.task] = usual + 0.02 * (value - usual)
-        for optimizer in self.optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        self.ema.update(self.model, self.step)
-        self.step += 1
-        self.windows_seen += len(batch.windows.frames)
-        return value
+        if changed := differences(stored, given):
+            self.say(f"continuing from {state.name} with changed settings: {', '.join(changed)}")
 
-    def _modules(self) -> dict[str, nn.Module]:
-        return {"model": self.model, "ema": self.ema.model, "motion": self.motion}
+    def _shape(self, config: TrainConfig, facts: dict | None) -> ModelConfig:
+        """Return what is trained: as the state or the checkpoint to start from has it, else as the preset says."""
+        wanted = model_config(config)
+        if facts is not None:
+            return ModelConfig.from_dict(facts["model"])
+        if self.run_config.init is None:
+            return wanted
+        _, found, _ = read_config(self.run_config.init)
+        for name, a, b in (
+            ("preset", found.preset, wanted.preset),
+            ("attention", found.transformer.attention, wanted.transformer.attention),
+            ("camera_encoding", found.camera_encoding, wanted.camera_encoding),
+        ):
+            if a != b:
+                raise CheckpointError(f"checkpoint {self.run_config.init} has {name} {a!r}, but {b!r} was asked for")
+        return found
+
+    def _weights(self, shape: ModelConfig, fresh: bool) -> RaysAsPixels:
+        """Make the model to start from: of a checkpoint, or new with a codec fitted to the clips."""
+        if fresh and self.run_config.init is not None:
+            return load_checkpoint(self.run_config.init).train()
+        model = RaysAsPixels(shape)
+        if fresh:
+            fit_codec(model, self.source)
+        return model
+
+    def _restore(self, facts: dict) -> None:
+        self.step, self.windows_seen, self.seconds = facts["step"], facts["windows_seen"], facts["seconds"]
+        self.best, self._source_state = facts["best"], facts["source"]
+        self.learner.usual_loss = facts["usual_loss"]
+        self.learner.ray_weights = tuple(torch.tensor(w, device=self.learner.device) for w in facts["ray_weights"])
+        self.source.restore(self._source_state)
+
+    def _measure_ray_weights(self) -> None:
+        """Measure the weights of the ray channels once, on windows of the source; the state keeps them."""
+        pose_only = replace(self.config, tasks=(1, 0, 0), batch=256, parts=1)
+        windows = draw_step(self.source, pose_only, self.learner.model.config, 0)[0].windows
+        rays = self.learner.model.encode_rays(windows.raxels().to(self.learner.device))
+        self.learner.ray_weights = ray_weights(rays, windows.reference.to(self.learner.device))
+
+    # -- running --------------------------------------------------------------------------------------------------
+
+    def run(
+        self,
+        on_log: Callable[[dict], None] = lambda line: None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> bool:
+        """Train to the last step, or until `stop` says so between two steps; saves on the way and at the end.
+
+        Returns:
+            Whether the last step was reached.
+
+        Raises:
+            FloatingPointError: loss or gradient is not finite; nothing of that step is kept.
+        """
+        run = self.run_config
+        records = Records(self.out, self.step, self.processes.first, run.tensorboard)
+        if records.note:
+            self.say(records.note)
+        feed = Feed(self._draw, self.step, self.config.steps, run.prefetch)
+        try:
+            while self.step < self.config.steps and not self.processes.add([float(stop())])[0]:
+                start = time.perf_counter()
+                drawn = feed.next()
+                parts = {k: to_device(batch, self.learner.device) for k, batch in drawn.parts.items()}
+                update = self.learner.update(parts, self.step)
+                self._source_state = drawn.state
+                self.step += 1
+                self.windows_seen += self.config.batch
+                self.seconds += time.perf_counter() - start
+                records.add(update)
+                if self.step % run.log_every == 0:
+                    on_log(records.line(self._facts_of(update, drawn)))
+                self._look_at(records)
+                if self.step % run.save_every == 0:
+                    self.save()
+        finally:
+            feed.close()
+            records.close()
+        self.save()
+        return self.step >= self.config.steps
+
+    def _draw(self, step: int) -> Drawn:
+        mine = self.processes.mine(self.config.parts)
+        parts = draw_step(self.source, self.config, self.learner.model.config, step, mine)
+        return Drawn(step, parts, self.source.state(), getattr(self.source, "clips", None))
+
+    def _facts_of(self, update: Update, drawn: Drawn) -> dict:
+        return {
+            "step": self.step,
+            "windows": self.windows_seen,
+            "seconds": round(self.seconds, 1),
+            **({} if drawn.clips is None else {"clips": drawn.clips}),
+            "task": update.task,
+            "loss": update.loss,
+            "lr": self.config.learning_rate(self.step - 1),
+        }
+
+    def _look_at(self, records: Records) -> None:
+        """Evaluate and draw, where it is time to."""
+        run = self.run_config
+        evaluate = run.eval_every and self.step % run.eval_every == 0
+        draw = run.pictures_every and self.step % run.pictures_every == 0
+        if not (evaluate or draw):
+            return
+        found = estimate(self.learner.ema.model, self._clips(), self.learner.device)
+        if evaluate:
+            result = score(found, self.config.tasks)
+            records.write({"step": self.step, **{f"eval/{k}": v for k, v in result.items()}})
+            if not self.best or result["score"] < self.best["score"]:
+                self.best = {"step": self.step, **result}
+                self.export(self.out / "best", f"# Best weights of a run\n\nStep {self.step}: {result}\n")
+        if draw and self.processes.first:
+            sheet = contact_sheet(found)
+            write_png(self.out / "pictures" / f"{self.step:08d}.png", sheet)
+            records.picture(self.step, "held_out", sheet)
+
+    def _clips(self) -> ClipArrays:
+        if self._held_out is None:
+            shape = self.learner.model.config
+            size = ClipConfig(frames=self.source.clip_frames, height=shape.height, width=shape.width)
+            self._held_out = render_held_out(self.run_config.eval_clips, size, self.run_config.textures)
+        return self._held_out
+
+    # -- writing --------------------------------------------------------------------------------------------------
 
     def save(self) -> None:
         """Write the state to continue from."""
@@ -167,80 +252,50 @@ class Trainer:
             "step": self.step,
             "windows_seen": self.windows_seen,
             "seconds": self.seconds,
-            "usual_loss": self.usual_loss,
-            "ray_weights": [w.tolist() for w in self.ray_weights],
+            "usual_loss": self.learner.usual_loss,
+            "ray_weights": [w.tolist() for w in self.learner.ray_weights],
+            "best": self.best,
+            "source": self._source_state,
             "config": self.config.to_dict(),
+            "model": self.learner.model.config.to_dict(),
         }
-        save_state(self.out / STATE, self._modules(), self.optimizers, facts)
+        modules, optimizers = self.learner.modules, self.learner.optimizers
+        save_state(self.out, self.step, modules, optimizers, facts, self.processes, self.run_config.keep)
 
-    def export(self, folder: Path, card: str) -> Path:
+    def export(self, folder: Path, card: str) -> None:
         """Write the averaged weights as a checkpoint."""
         training = {
             "step": self.step,
             "windows_seen": self.windows_seen,
             "seconds": round(self.seconds),
+            **({"evaluation": self.best} if self.best.get("step") == self.step else {}),
             **self.config.to_dict(),
         }
-        return save_checkpoint(folder, self.ema.model, card, training)
+        whole = self._whole(self.learner.ema.model)
+        if self.processes.first:
+            save_checkpoint(folder, whole, card, training)
+        self.processes.wait()
 
-    def run(
-        self,
-        *,
-        save_every: int = 500,
-        log_every: int = 50,
-        on_log: Callable[[dict], None] | None = None,
-        stop: Callable[[], bool] = lambda: False,
-    ) -> None:
-        """Train to config.steps, or until `stop` says so between two steps; saves on the way and at the end.
+    def _whole(self, model: RaysAsPixels) -> RaysAsPixels | None:
+        """Gather a model that is split, on the first process."""
+        if self.processes.count == 1:
+            return model
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-        Raises:
-            FloatingPointError: loss or gradient is not finite; nothing of that step is kept.
-        """
-        recent = {task: deque(maxlen=200) for task in TASKS}
-        while self.step < self.config.steps and not stop():
-            start = time.perf_counter()
-            batch = draw_task(self.pool, self._ready(), self.config, self.model.config, self.step)
-            batch = to_device(batch, self.device)
-            loss = self.train_step(batch)
-            recent[batch.task].append(loss)
-            self.seconds += time.perf_counter() - start
-            if self.step % log_every == 0:
-                self._log(recent, loss, on_log)
-            if self.step % save_every == 0:
-                self.save()
-        self.save()
+        state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+        if not self.processes.first:
+            return None
+        whole = RaysAsPixels(model.config)
+        whole.load_state_dict(state)
+        return whole
 
-    def _ready(self) -> np.ndarray:
-        if self.step % 100 == 0 or not hasattr(self, "_slots"):
-            self._slots = self.pool.ready()
-        return self._slots
+    def write_config(self) -> str:
+        """Write OUT/config.yaml, the settled config; return its text."""
+        import yaml
 
-    def _log(self, recent: dict[str, deque], loss: float, on_log: Callable[[dict], None] | None) -> None:
-        line = {
-            "step": self.step,
-            "windows": self.windows_seen,
-            "seconds": round(self.seconds, 1),
-            "clips": len(self._slots),
-            "loss": loss,
-            **{f"loss/{k}": round(float(np.mean(v)), 4) for k, v in recent.items() if v},
-            **({"loss/motion": round(self.usual_loss["motion"], 4)} if "motion" in self.usual_loss else {}),
-        }
-        with open(self.out / "log.jsonl", "a") as file:
-            file.write(json.dumps(line) + "\n")
-        if on_log is not None:
-            on_log(line)
-
-
-def to_device(batch: TaskBatch, device: torch.device) -> TaskBatch:
-    """Move a batch."""
-    if device.type == "cpu":
-        return batch
-    w = batch.windows
-    moved = type(w)(
-        w.frames.to(device),
-        w.T_reference_camera.to(device),
-        w.intrinsics.to(device),
-        w.reference.to(device),
-        None if w.inverse_depth is None else w.inverse_depth.to(device),
-    )
-    return TaskBatch(batch.task, moved, batch.groups, batch.t_z.to(device), batch.t_r.to(device))
+        settings = {**self.config.to_dict(), **self.run_config.to_dict()}
+        settings["tasks"] = list(settings["tasks"])
+        text = yaml.safe_dump(settings, sort_keys=False)
+        if self.processes.first:
+            write_text(self.out / "config.yaml", text)
+        return text

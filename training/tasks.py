@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,23 +37,37 @@ class TaskBatch:
     t_r: Tensor
 
 
-def draw_task(pool, ready: np.ndarray, config: TrainConfig, model_config, step: int) -> TaskBatch:
-    """Draw the batch of a step; the same seed, step and pool give the same batch."""
-    rng = np.random.default_rng([config.seed, step])
+def draw_step(
+    source, config: TrainConfig, model_config, step: int, mine: Collection[int] | None = None
+) -> dict[int, TaskBatch]:
+    """Draw the parts of a step's batch (`mine`, by default all); one seed, step and source give the same parts.
+
+    Every part has random numbers of its own, so how many processes share the parts changes nothing.
+    """
+    task = TASKS[np.random.default_rng([config.seed, step]).choice(3, p=np.asarray(config.tasks) / sum(config.tasks))]
+    parts = {}
+    for part in range(max(config.parts, 1)):
+        rng = np.random.default_rng([config.seed, step, part])
+        clips, slots = source.take(config.batch // max(config.parts, 1), rng)
+        if mine is None or part in mine:
+            parts[part] = _draw_part(task, clips, slots, rng, config, model_config)
+    return parts
+
+
+def _draw_part(task: str, clips, slots: np.ndarray, rng: np.random.Generator, config: TrainConfig, model_config
+               ) -> TaskBatch:  # fmt: skip
     generator = torch.Generator().manual_seed(int(rng.integers(1 << 62)))
-    task = TASKS[rng.choice(3, p=np.asarray(config.tasks) / sum(config.tasks))]
-    slots = rng.choice(ready, config.batch)
-    b = config.batch
+    b = len(slots)
     if task == "views":
         groups = (1,) * config.view_frames
         sources = rng.integers(1, config.view_frames, b)  # the first 1 .. T - 1 frames are sources
-        windows = cut_windows(pool, slots, rng, config.view_frames, scattered=True, references=1)
+        windows = cut_windows(clips, slots, rng, config.view_frames, scattered=True, references=1)
         times = draw_times(b, generator)[:, None].expand(b, config.view_frames)
         is_source = torch.arange(config.view_frames)[None] < torch.from_numpy(sources)[:, None]
         return TaskBatch(task, windows, groups, torch.where(is_source, 1.0, times), torch.ones(b, config.view_frames))
     groups = model_config.groups
     windows = cut_windows(
-        pool, slots, rng, model_config.frames, max_stride=config.max_stride, references=None if task == "pose" else 1
+        clips, slots, rng, model_config.frames, max_stride=config.max_stride, references=None if task == "pose" else 1
     )
     frames, latents = model_config.frames, len(groups)
     t_r = draw_times(b, generator, config.pose_at_start if task == "pose" else 0.5)[:, None].repeat(1, frames)
@@ -75,3 +90,18 @@ def noised(
     r1 = model.encode_rays(batch.windows.raxels())
     z0, r0 = (torch.randn(x.shape, generator=generator, device=x.device) for x in (z1, r1))
     return (add_noise(z1, z0, batch.t_z), add_noise(r1, r0, batch.t_r)), (z1 - z0, r1 - r0)
+
+
+def to_device(batch: TaskBatch, device: torch.device) -> TaskBatch:
+    """Move a batch."""
+    if device.type == "cpu":
+        return batch
+    w = batch.windows
+    moved = type(w)(
+        w.frames.to(device, non_blocking=True),
+        w.T_reference_camera.to(device, non_blocking=True),
+        w.intrinsics.to(device, non_blocking=True),
+        w.reference.to(device, non_blocking=True),
+        None if w.inverse_depth is None else w.inverse_depth.to(device, non_blocking=True),
+    )
+    return TaskBatch(batch.task, moved, batch.groups, batch.t_z.to(device), batch.t_r.to(device))

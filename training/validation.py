@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A quick evaluation during training, on held-out clips that stay the same: it chooses the best weights.
+
+`rays-as-pixels eval` is the full one. Here: the last frame's camera against the first's with one denoising step, and
+one view from one source with two. Each error is taken relative to a guess that costs nothing (the camera stands still;
+the view is the source), and the score is their mean over the tasks that are trained: below 1 is better than guessing.
+
+Axes: N windows, T frames.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rays_as_pixels_model.geometry import Intrinsics
+from rays_as_pixels_model.joint import RaysAsPixels
+from rays_as_pixels_model.pipeline import Pipeline
+from rays_as_pixels_model.raxels import read_cameras
+
+from .data.procedural import HELD_OUT_SEED, ClipConfig, make_clip
+from .data.source import ClipArrays
+from .data.windows import WindowBatch, cut_windows
+from .metrics import last_against_first, pose_errors
+
+_BATCH, _POSE_STEPS, _VIEW_STEPS, _STRIDE = 16, 1, 2, 2
+
+
+def render_held_out(count: int, config: ClipConfig, textures: str | None = None) -> ClipArrays:
+    """Render clips from seeds and textures that training never sees."""
+    from rays_as_pixels_model.scenes import TextureBank
+
+    bank, clips, seed = TextureBank.default(split="held_out", folder=textures), [], HELD_OUT_SEED
+    while len(clips) < count:
+        try:
+            clips.append(make_clip(seed, bank, config))
+        except ValueError:  # a scene without free space for a camera
+            pass
+        seed += 1
+    return ClipArrays(
+        np.stack([c.frames for c in clips]),
+        np.stack([c.T_world_camera for c in clips]),
+        np.array([[c.intrinsics.fx, c.intrinsics.fy, c.intrinsics.cx, c.intrinsics.cy] for c in clips], np.float32),
+        np.stack([c.scene_scale for c in clips]).astype(np.float32),
+    )
+
+
+@dataclass(frozen=True)
+class Estimates:
+    """What the model made of held-out windows: raxels (N, T, H/2, W/2, 3) of `pose`, targets (N, H, W, 3) of `views`,
+    whose frames are source and target."""
+
+    pose: WindowBatch
+    raxels: Tensor
+    views: WindowBatch
+    targets: Tensor
+
+
+@torch.no_grad()
+def estimate(model: RaysAsPixels, clips: ClipArrays, device: torch.device) -> Estimates:
+    """Run both tasks on one window of each clip; the same clips give the same windows and noise."""
+    pipe, rng, slots = Pipeline(model, device), np.random.default_rng(0), np.arange(len(clips.frames))
+    length = model.config.frames
+    longest = (clips.frames.shape[1] - 1) // (length - 1)
+    pose = cut_windows(clips, slots, rng, length, augment=False, max_stride=min(_STRIDE, longest), references=1)
+    views = cut_windows(clips, slots, rng, 2, scattered=True, augment=False, references=1)
+    generator, raxels, targets = torch.Generator().manual_seed(0), [], []
+    known, rays = pose.raxels()[:, 0], views.raxels()
+    for start in range(0, len(slots), _BATCH):
+        part = slice(start, start + _BATCH)
+        video, given = pose.frames[part].to(device), known[part].to(device)
+        raxels.append(pipe.estimate_batch(video, given, 0, _POSE_STEPS, generator).float().cpu())
+        sources = views.frames[part, :1].to(device)
+        targets.append(pipe.render_batch(sources, rays[part].to(device), _VIEW_STEPS, generator)[:, 0].float().cpu())
+    return Estimates(pose, torch.cat(raxels), views, torch.cat(targets))
+
+
+def score(found: Estimates, tasks: tuple[float, float, float]) -> dict[str, float]:
+    """Return errors, those of the guesses, and their mean ratio as `score`: lower is better."""
+    truth = last_against_first(found.pose.T_reference_camera.numpy())
+    height, width = found.pose.frames.shape[2:4]
+    cameras = []
+    for images, k in zip(found.raxels.double().numpy(), found.pose.intrinsics.tolist(), strict=True):
+        camera = Intrinsics(*k, width, height)
+        try:
+            cameras.append(read_cameras(images, camera, image_size=(width, height)).T_reference_camera)
+        except ValueError:  # no camera made these: the estimate failed
+            cameras.append(np.tile(np.eye(4), (len(images), 1, 1)))
+    estimated = pose_errors(last_against_first(np.stack(cameras)), truth)
+    still = pose_errors(np.broadcast_to(np.eye(4), truth.shape), truth)
+    source, target = found.views.frames[:, 0], found.views.frames[:, 1]
+    error, copied = (float((x - target).square().mean()) for x in (found.targets, source))
+    out = {
+        "rotation_error_deg": estimated["rotation_error_deg_median"],
+        "rotation_error_deg_identity": still["rotation_error_deg_median"],
+        "direction_error_deg": estimated["translation_direction_error_deg_median"],
+        "view_psnr": float(10 * np.log10(4 / max(error, 1e-9))),
+        "view_psnr_copy": float(10 * np.log10(4 / max(copied, 1e-9))),
+    }
+    ratios = []
+    if tasks[0] > 0:
+        ratios += [out["rotation_error_deg"] / max(out["rotation_error_deg_identity"], 1e-6)]
+        ratios += [out["direction_error_deg"] / 90]
+    if tasks[1] + tasks[2] > 0:
+        ratios += [(error / max(copied, 1e-9)) ** 0.5]
+    return {**{k: round(v, 4) for k, v in out.items()}, "score": round(float(np.nanmean(ratios)), 5)}
