@@ -73,6 +73,13 @@ class Layout:
         singles = self.groups.count(1)
         return singles if singles == len(self.groups) else singles - 1
 
+    def to(self, device: torch.device) -> Layout:
+        """Move times and exists."""
+        if self.times is None and self.exists is None:
+            return self
+        moved = (None if x is None else x.to(device) for x in (self.times, self.exists))
+        return Layout(self.groups, *moved)
+
     def frame_times(self, device: torch.device | None = None) -> Tensor:
         """Place in time of each frame, (T,) or (B, T)."""
         if self.times is None:

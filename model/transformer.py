@@ -122,7 +122,7 @@ class JointTransformer(nn.Module):
             layout: of the sequence, or only its groups. The velocity of padding is 0.
             features: return the video features (B, L, n, D) a block past the middle as well (training supervises them).
         """
-        layout = Layout.of(layout)
+        layout = Layout.of(layout).to(z.device)
         exists_z, exists_r = layout.latent_exists(), layout.exists
         z, r = keep_existing(exists_z, z), keep_existing(exists_r, r)
         t_z, t_r = keep_existing(exists_z, t_z, 1.0), keep_existing(exists_r, t_r, 1.0)

@@ -165,7 +165,8 @@ class WanEnds(nn.Module):
 
     def tokens(self, x: Tensor) -> Tensor:
         """(B, F, h, w, C) to (B, F, n, D)."""
-        return rearrange(self.embed(rearrange(x, "b f h w c -> b c f h w")), "b d f h w -> b f (h w) d")
+        x = rearrange(x, "b f h w c -> b c f h w").to(self.embed.weight.dtype)
+        return rearrange(self.embed(x), "b d f h w -> b f (h w) d")
 
     def times(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Times (B, F) to features (B, F, D) and modulation (B, F, 6, D). Wan counts from 1000, noise, to 0, data."""
@@ -179,7 +180,7 @@ class WanEnds(nn.Module):
     def velocity(self, x: Tensor, time: Tensor, grid: tuple[int, int], patch: int) -> Tensor:
         """(B, F, n, D) to (B, F, h, w, C). Wan's velocity is noise - data, ours data - noise."""
         shift, scale = (self.head_modulation + time.unsqueeze(2)).float().unsqueeze(3).unbind(2)  # (B, F, 1, D)
-        out = -self.head(_modulate(x, shift, scale))
+        out = -self.head(_modulate(x, shift, scale)).float()
         return rearrange(out, "b f (h w) (p q c) -> b f (h p) (w q) c", h=grid[0], p=patch, q=patch)
 
 
@@ -218,7 +219,7 @@ class WanJointTransformer(nn.Module):
             prompt: (B, s, text_width) embeddings of the prompt by Wan's text encoder, s <= text_tokens; None is the
                 empty prompt, the buffer `empty_prompt`.
         """
-        layout = Layout.of(layout)
+        layout = Layout.of(layout).to(z.device)
         exists_z, exists_r = layout.latent_exists(), layout.exists
         patch, c = self.config.transformer.patch, self.config.transformer
         h, w = z.shape[2] // patch, z.shape[3] // patch
@@ -232,7 +233,7 @@ class WanJointTransformer(nn.Module):
         x_r = mod_r = mask_r = None
         if r is not None:
             time_r, mod_r = self.r.times(keep_existing(exists_r, t_r, 1.0))
-            is_reference = F.one_hot(reference, r.shape[1])[..., None, None].to(z.dtype)  # (B, T, 1, 1)
+            is_reference = F.one_hot(reference, r.shape[1])[..., None, None].to(self.reference.dtype)  # (B, T, 1, 1)
             mark = is_reference * self.reference[0] + (1 - is_reference) * self.reference[1]
             x_r = self.r.tokens(keep_existing(exists_r, r)) + mark  # (B, T, m, D)
             mask_r = frame_mask(exists_r, h * w // 4)

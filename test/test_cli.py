@@ -154,6 +154,19 @@ def test_windows_of_an_exact_model_make_the_exact_trajectory(tmp_path, monkeypat
     assert "22 frames in 10 windows" in capsys.readouterr().out
 
 
+def test_presets_are_listed_and_counted(tmp_path, capsys):
+    assert cli.main(["presets", "--json", str(tmp_path / "presets.json")]) == 0
+    facts = json.loads((tmp_path / "presets.json").read_text())
+    assert list(facts) == ["micro", "tiny", "small", "wan-1.3b", "wan-14b"]
+    table = capsys.readouterr().out
+    for name, fact in facts.items():
+        assert list(fact) == ["parameters", "video_tokens", "ray_tokens", "frames", "height", "width"]
+        assert name in table and f"{fact['parameters']:,}" in table
+    assert facts["micro"]["video_tokens"] == 48 and facts["micro"]["ray_tokens"] == 30
+    assert abs(facts["wan-14b"]["parameters"] / 20e9 - 1) < 0.05
+    assert facts["wan-14b"]["video_tokens"] == 21 * 30 * 52 and facts["wan-14b"]["ray_tokens"] == 81 * 15 * 26
+
+
 def test_a_nodes_help_lists_its_parameters():
     done = rays_as_pixels("node", "trajectory_node", "--help")
     assert done.returncode == 0

@@ -16,6 +16,10 @@ from rays_as_pixels_model.joint import RaysAsPixels
 from rays_as_pixels_model.pipeline import Pipeline
 from rays_as_pixels_model.pluecker import pluecker_of_raxels, raxels_of_pluecker
 from rays_as_pixels_model.raxels import make_raxels, read_cameras
+from rays_as_pixels_training.config import TrainConfig
+from rays_as_pixels_training.fit_codec import fit_codec
+from rays_as_pixels_training.loss import ray_weights, velocity_loss
+from rays_as_pixels_training.tasks import draw_task, noised
 
 SMALL = dataclasses.replace(
     preset("micro"),
@@ -92,6 +96,42 @@ def test_pluecker_rays_pass_through_the_codec_as_two_images():
     T = cameras([[0.1, 0.2, 0]], [[0.3, 0.1, -0.2]])
     raxels = torch.from_numpy(make_raxels(T, Intrinsics.from_fov(60, 64, 64), 32, 32))[None]
     torch.testing.assert_close(model.decode_rays(model.encode_rays(raxels)), raxels, atol=1e-4, rtol=0)
+
+
+class Clips:
+    """Noise for pictures and turning, moving cameras: what `cut_windows` and `fit_codec` read of a pool."""
+
+    def __init__(self, count=12, frames=9):
+        rng = np.random.default_rng(0)
+        self.frames = rng.integers(0, 256, (count, frames, 64, 96, 3), dtype=np.uint8)
+        turn, way = rng.normal(size=(2, count, 1, 3)) * 0.05
+        step = np.arange(frames)[:, None]
+        self.poses = make_pose(so3_exp(step * turn), step * way)
+        self.intrinsics = np.tile(np.float32([80, 80, 48, 32]), (count, 1))
+        self.scales = np.ones((count, frames))
+
+    def ready(self):
+        return np.arange(len(self.frames))
+
+
+@pytest.mark.parametrize("encoding", CAMERA_ENCODINGS)
+def test_a_fitted_model_trains_and_reads_cameras_back(encoding):
+    torch.manual_seed(0)
+    model = RaysAsPixels(dataclasses.replace(SMALL, width=96).switched(camera_encoding=encoding))
+    pool = Clips()
+    fit_codec(model, pool, windows=48)
+    task = TrainConfig(batch=8, tasks=(1, 0, 0), slots=12)
+    batch = draw_task(pool, pool.ready(), task, model.config, 0)
+    raxels = batch.windows.raxels()
+    r = model.encode_rays(raxels)
+    assert 0.5 < r.std() < 1.5
+    assert (model.decode_rays(r) - raxels).abs().max() < 0.02
+    (z_t, r_t), (_, u) = noised(model, batch, torch.Generator().manual_seed(0))
+    weights = ray_weights(r, batch.windows.reference)
+    _, v = model(z_t, r_t, batch.t_z, batch.t_r, batch.windows.reference, batch.groups)
+    loss = velocity_loss(v, u, batch.t_r < 1, 2, 0.5, weights)
+    loss.backward()
+    assert torch.isfinite(loss) and model.transformer.head_rays.weight.grad.abs().max() > 0
 
 
 def test_shared_projections_and_joint_attention_have_fewer_parameters():

@@ -158,6 +158,15 @@ def test_a_freshly_loaded_model_gives_wans_video_beside_its_rays(model, wan):
 
 
 @torch.no_grad()
+def test_bfloat16_weights_take_and_give_float32(model, folder):
+    half = load_wan(SMALL, folder, dtype=torch.bfloat16)
+    assert half.transformer.z.head.weight.dtype == torch.bfloat16
+    args = draw(model, 5)
+    for a, b in zip(model(*args), half(*args), strict=True):
+        assert b.dtype == torch.float32 and (a - b).std() < 0.03 * a.std()
+
+
+@torch.no_grad()
 def test_the_ray_stream_starts_as_a_copy(model):
     """Rays in the place of a one-frame video, without the other step, move as that video would."""
     z, _, t_z, _, _, _ = draw(model, 2, groups=(1,))
