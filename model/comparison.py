@@ -28,3 +28,24 @@ def rotation_warp(frame: np.ndarray, camera: Intrinsics, R_source_target: np.nda
         frame, homography, (camera.width, camera.height),
         flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE,
     )  # fmt: skip
+
+
+def ssim(a: np.ndarray, b: np.ndarray) -> float:
+    """Structural similarity of uint8 pictures (H, W, 3), H and W at least 11: the mean over colours, in [-1, 1].
+
+    Note: Wang et al. 2004 with its constants: Gaussian window of 11 pixels and sigma 1.5, K = 0.01 and 0.03; only
+        places where the window lies inside the picture count.
+    """
+    if a.shape != b.shape or min(a.shape[:2]) < 11:
+        raise ValueError(f"ssim needs two pictures of one size of at least 11x11, got {a.shape} and {b.shape}")
+
+    def blur(x: np.ndarray) -> np.ndarray:
+        return cv2.GaussianBlur(x, (11, 11), 1.5)[5:-5, 5:-5]
+
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    mean_a, mean_b = blur(a), blur(b)
+    var_a, var_b = blur(a * a) - mean_a**2, blur(b * b) - mean_b**2
+    covariance = blur(a * b) - mean_a * mean_b
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    luminance = (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
+    return float((luminance * (2 * covariance + c2) / (var_a + var_b + c2)).mean())

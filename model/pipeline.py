@@ -8,13 +8,14 @@ of model-space translation is the harmonic mean depth of the reference frame ("s
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .checkpoint import load_checkpoint
+from .closed_loop import close_the_loop
 from .geometry import (
     GeometryError,
     Intrinsics,
@@ -23,64 +24,15 @@ from .geometry import (
     fit_intrinsics,
     invert,
     rotation_angle_deg,
-    so3_log,
 )
 from .joint import RaysAsPixels
-from .raxels import make_raxels, read_cameras
-from .sampler import Cancelled, euler
+from .raxels import make_raxels, read_cameras, relative_covariance, sample_covariance
+from .results import Imagined, LoopReport, RenderedViews, TrajectoryEstimate
+from .sampler import Cancelled, Schedule, Velocity, guided, sample
 
 __all__ = ["Cancelled", "Imagined", "LoopReport", "Pipeline", "RenderedViews", "TrajectoryEstimate"]
 
 OnStep = Callable[[int, int, np.ndarray], bool]
-
-
-@dataclass(frozen=True)
-class TrajectoryEstimate:
-    """Cameras of one window.
-
-    Attributes:
-        T_reference_camera: (T, 4, 4) float64, model units.
-        intrinsics: of the frames as the model saw them: given, or found.
-        residual: (T,) rms distance of the decoded raxels from those of the camera read from them.
-        covariance: (T, 6, 6) of (x, y, z, rx, ry, rz); left perturbation in the reference frame, model units, radians.
-        raxels: (T, H/2, W/2, 3) float32, decoded.
-    """
-
-    T_reference_camera: np.ndarray
-    intrinsics: Intrinsics
-    residual: np.ndarray
-    covariance: np.ndarray
-    raxels: np.ndarray
-
-
-@dataclass(frozen=True)
-class RenderedViews:
-    """frames: (V, H, W, 3) uint8 in the order of the poses, at the model's size; intrinsics: their camera."""
-
-    frames: np.ndarray
-    intrinsics: Intrinsics
-
-
-@dataclass(frozen=True)
-class Imagined:
-    """frames: (T, H, W, 3) uint8, the first close to the source; T_reference_camera: (T, 4, 4), model units."""
-
-    frames: np.ndarray
-    T_reference_camera: np.ndarray
-    intrinsics: Intrinsics
-
-
-@dataclass(frozen=True)
-class LoopReport:
-    """Video to trajectory to video to trajectory: errors of the second trajectory against the first, and of the video.
-
-    rotation_error_deg and translation_error (of the last frame; model units), psnr over the frames but the first.
-    """
-
-    rotation_error_deg: float
-    translation_error: float
-    psnr: float
-    frames: np.ndarray
 
 
 class Pipeline:
@@ -116,31 +68,35 @@ class Pipeline:
 
     @torch.no_grad()
     def estimate_batch(self, video: Tensor, raxel_of_reference: Tensor | None, reference: int, steps: int,
-                       generator: torch.Generator) -> Tensor:
+                       generator: torch.Generator, *, samples: int = 1, solver: str = "euler", shift: float = 1.0
+                       ) -> Tensor:
         """Denoise the rays of windows of one layout.
 
         Args:
             video: (B, T, H, W, 3) in [-1, 1] at the model's size.
             raxel_of_reference: (B, H/2, W/2, 3), the known rays of the reference frame, or None.
+            samples: posterior draws of each window, k rows of the batch that follow each other.
+            solver, shift: see `sampler.Schedule`.
 
         Returns:
-            Decoded raxels (B, T, H/2, W/2, 3).
+            Decoded raxels (B k, T, H/2, W/2, 3).
         """
-        batch, frames = video.shape[:2]
+        batch, frames = video.shape[0] * samples, video.shape[1]
         groups = self.config.groups
-        z = self.model.encode_frames(video, groups)
+        z = self.model.encode_frames(video, groups).repeat_interleave(samples, 0)
         r = torch.randn(self.model.latent_shapes(batch, groups)[1], generator=generator).to(self.device)
         clean_r = torch.zeros(batch, frames, dtype=torch.bool, device=self.device)
         if raxel_of_reference is not None:
             known = self.model.encode_rays(raxel_of_reference[:, None])[:, 0]
-            r[:, reference] = known
+            r[:, reference] = known.repeat_interleave(samples, 0)
             clean_r[:, reference] = True
-        clean_z = torch.ones(batch, len(groups), dtype=torch.bool, device=self.device)
-        _, r = euler(self._velocity(batch, reference, groups), z, r, clean_z, clean_r, steps)
+        velocity = self._velocity(batch, reference, groups)
+        _, r = sample(velocity, z, r, Schedule(0, steps, solver, shift), clean_r=clean_r)
         return self.model.decode_rays(r)
 
     def estimate_trajectory(self, frames: np.ndarray, intrinsics: Intrinsics | None, steps: int = 1, samples: int = 1,
-                            seed: int = 0, reference: int = 0) -> TrajectoryEstimate:
+                            seed: int = 0, reference: int = 0, *, solver: str = "euler", shift: float = 1.0
+                            ) -> TrajectoryEstimate:
         """Estimate the cameras of one window.
 
         Args:
@@ -149,9 +105,10 @@ class Pipeline:
             steps: of the sampler; 1 is the posterior mean, best with the shipped weights: docs/training_log.md.
             samples: draws from the posterior; the estimate is read from their mean; the covariance holds their spread.
             reference: index of the frame that is the identity.
+            solver, shift: see `sampler.Schedule`.
 
         Raises:
-            ValueError: wrong number of frames, steps, samples or reference.
+            ValueError: wrong number of frames, steps, samples or reference; an unknown solver.
             GeometryError: frames and intrinsics that do not fit, or rays that no camera made.
         """
         if len(frames) != self.config.frames:
@@ -161,54 +118,52 @@ class Pipeline:
             raise ValueError(f"need 0 <= reference < {len(frames)}, steps >= 1 and samples >= 1, got {reference}, "
                              f"{steps}, {samples}")
         fitted, camera = fit_frames(np.asarray(frames), intrinsics, self.config.width, self.config.height)
-        video = self._to_tensor(fitted)[None].expand(samples, -1, -1, -1, -1)
-        rays = None if camera is None else self._raxels(np.eye(4)[None], camera).expand(samples, -1, -1, -1)
-        decoded = self.estimate_batch(video, rays, reference, steps, torch.Generator().manual_seed(seed))
-        draws = decoded.double().cpu().numpy()                                              # (samples, T, h, w, 3)
-        size = (self.config.width, self.config.height)
-        reading = read_cameras(draws.mean(0), camera, image_size=size)
-        covariance = reading.covariance
+        rays = None if camera is None else self._raxels(np.eye(4)[None], camera)
+        decoded = self.estimate_batch(self._to_tensor(fitted)[None], rays, reference, steps,
+                                      torch.Generator().manual_seed(seed), samples=samples, solver=solver, shift=shift)
+        raxels = decoded.double().cpu().numpy()                                             # (samples, T, h, w, 3)
+        size, cell = (self.config.width, self.config.height), self.config.codec.cell
+        reading = read_cameras(raxels.mean(0), camera, image_size=size, cell=cell)
+        T, covariance = relative_covariance(reading.T_reference_camera, reading.covariance, reference)
+        draws = None
         if samples > 1:
-            covariance = covariance + self._spread(draws, reading.T_reference_camera, reading.intrinsics)
-        T = invert(reading.T_reference_camera[reference]) @ reading.T_reference_camera
-        return TrajectoryEstimate(T, reading.intrinsics, reading.residual, covariance, draws.mean(0).astype(np.float32))
-
-    def _spread(self, draws: np.ndarray, T_mean: np.ndarray, camera: Intrinsics) -> np.ndarray:
-        """Covariance (T, 6, 6) of the cameras read from each draw around the mean camera."""
-        deviation = []
-        for draw in draws:
-            T = read_cameras(draw, camera).T_reference_camera
-            turn = so3_log(T[:, :3, :3] @ np.swapaxes(T_mean[:, :3, :3], 1, 2))
-            deviation.append(np.concatenate([T[:, :3, 3] - T_mean[:, :3, 3], turn], axis=1))
-        deviation = np.stack(deviation)                                                     # (samples, T, 6)
-        return np.einsum("kti,ktj->tij", deviation, deviation) / (len(draws) - 1)
+            draws = np.stack([read_cameras(draw, reading.intrinsics).T_reference_camera for draw in raxels])
+            draws = invert(draws[:, reference, None]) @ draws                               # (samples, T, 4, 4)
+            covariance = covariance + sample_covariance(draws, T)
+        mean = raxels.mean(0).astype(np.float32)
+        return TrajectoryEstimate(T, reading.intrinsics, reading.residual, covariance, mean, draws)
 
     # -- views ----------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def render_batch(self, sources: Tensor, raxels: Tensor, steps: int, generator: torch.Generator, reference: int = 0,
-                     on_step: Callable[[int, int, Tensor, Tensor], bool] | None = None) -> Tensor:
+                     on_step: Callable[[int, int, Tensor, Tensor], bool] | None = None, *, samples: int = 1,
+                     solver: str = "euler", shift: float = 1.0, guidance: float = 1.0) -> Tensor:
         """Denoise the target frames that follow the sources, every frame an image of its own.
 
         Args:
             sources: (B, S, H, W, 3) in [-1, 1]; raxels: (B, S + V, H/2, W/2, 3), targets last.
+            samples: posterior draws of each, k rows of the batch that follow each other.
+            solver, shift: see `sampler.Schedule`; guidance: weight on the sources, see `sampler.guided`.
 
         Returns:
-            (B, V, H, W, 3) in [-1, 1].
+            (B k, V, H, W, 3) in [-1, 1].
         """
-        batch, count, total = sources.shape[0], sources.shape[1], raxels.shape[1]
+        batch, count, total = sources.shape[0] * samples, sources.shape[1], raxels.shape[1]
         groups = (1,) * total
         noise = torch.randn(self.model.latent_shapes(batch, groups[count:])[0], generator=generator).to(self.device)
-        z = torch.cat([self.model.encode_frames(sources, groups[:count]), noise], dim=1)
+        known = self.model.encode_frames(sources, groups[:count]).repeat_interleave(samples, 0)
+        z = torch.cat([known, noise], dim=1)
         clean_z = (torch.arange(total, device=self.device) < count).expand(batch, -1)
-        clean_r = torch.ones(batch, total, dtype=torch.bool, device=self.device)
-        r = self.model.encode_rays(raxels)
-        z, _ = euler(self._velocity(batch, reference, groups), z, r, clean_z, clean_r, steps, on_step=on_step)
+        r = self.model.encode_rays(raxels).repeat_interleave(samples, 0)
+        velocity = self._velocity(batch, reference, groups, clean_z, z, guidance, generator)
+        z, _ = sample(velocity, z, r, Schedule(steps, 0, solver, shift), clean_z, on_step=on_step)
         return self.model.decode_frames(z[:, count:], groups[count:])
 
     def render_views(self, source_frames: np.ndarray, T_world_source: np.ndarray, source_intrinsics: Intrinsics,
                      T_world_target: np.ndarray, target_intrinsics: Intrinsics | None = None, *,
-                     metres_per_unit: float = 1.0, steps: int = 2, seed: int = 0, on_step: OnStep | None = None
+                     metres_per_unit: float = 1.0, steps: int = 2, seed: int = 0, on_step: OnStep | None = None,
+                     samples: int = 1, solver: str = "euler", shift: float = 1.0, guidance: float = 1.0
                      ) -> RenderedViews:
         """Render what the camera would see.
 
@@ -219,18 +174,21 @@ class Pipeline:
             T_world_target: (V, 4, 4); target_intrinsics: None takes the sources'.
             metres_per_unit: world length of one model unit (the scene scale).
             on_step: (step, total, preview (H, W, 3) uint8) after every denoising step; False cancels.
+            samples: posterior draws of every view, made in one batch.
+            solver, shift: see `sampler.Schedule`; guidance: weight on the sources, see `sampler.guided`.
 
         Raises:
             Cancelled: on_step returned False.
-            ValueError: no sources, no poses, or a scale that is not positive.
+            ValueError: no sources, no poses, a scale that is not positive, no samples, or an unknown solver.
             GeometryError: a bad pose, frame or camera.
         """
         if source_intrinsics is None:
             raise GeometryError("render_views needs the intrinsics of the sources, got None")
         sources = check_pose(T_world_source, "source pose").reshape(-1, 4, 4)
         targets = check_pose(T_world_target, "requested pose").reshape(-1, 4, 4)
-        if not (np.isfinite(metres_per_unit) and metres_per_unit > 0) or steps < 1:
-            raise ValueError(f"need metres_per_unit > 0 and steps >= 1, got {metres_per_unit} and {steps}")
+        if not (np.isfinite(metres_per_unit) and metres_per_unit > 0) or steps < 1 or samples < 1:
+            raise ValueError(f"need metres_per_unit > 0, steps >= 1 and samples >= 1, got {metres_per_unit}, {steps} "
+                             f"and {samples}")
         if len(sources) == 0 or len(targets) == 0 or len(sources) != len(source_frames):
             raise ValueError(f"need one pose per source and at least one of each, got {len(source_frames)} frames, "
                              f"{len(sources)} source poses, {len(targets)} requested poses")
@@ -245,56 +203,60 @@ class Pipeline:
             T[:, :3, 3] /= metres_per_unit
             raxels = torch.cat([self._raxels(T[:-1], source_camera), self._raxels(T[-1:], target_camera)])[None]
             report = self._reporter(on_step, number * steps, total)
-            frame = self.render_batch(self._to_tensor(fitted[nearest])[None], raxels, steps, generator, on_step=report)
-            views.append(_to_uint8(frame[0, 0]))
-        return RenderedViews(np.stack(views), target_camera)
+            frame = self.render_batch(self._to_tensor(fitted[nearest])[None], raxels, steps, generator, on_step=report,
+                                      samples=samples, solver=solver, shift=shift, guidance=guidance)
+            views.append(_to_uint8(frame[:, 0]))                                            # (samples, H, W, 3)
+        draws = np.stack(views, axis=1)
+        return RenderedViews(draws[0], target_camera, draws if samples > 1 else None)
 
     # -- joint ----------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def imagine(self, source_frame: np.ndarray, intrinsics: Intrinsics, steps: int = 20, seed: int = 0,
-                on_step: OnStep | None = None) -> Imagined:
+                on_step: OnStep | None = None, *, ray_steps: int | None = None, samples: int = 1,
+                solver: str = "euler", shift: float = 1.0, guidance: float = 1.0) -> Imagined:
         """Draw a video and its camera path that start at a picture (the joint task).
 
         Args:
             source_frame: (H, W, 3) uint8; intrinsics: its camera.
+            steps: of the video; ray_steps: of the rays (None: as many), see `sampler.Schedule`.
+            samples: posterior draws, made in one batch.
+            solver, shift: see `sampler.Schedule`; guidance: weight on the source, see `sampler.guided`.
 
         Raises:
             Cancelled: on_step returned False.
+            ValueError: no steps, no samples, or an unknown solver.
             GeometryError: a bad frame or camera.
         """
         if intrinsics is None:
             raise GeometryError("imagine needs the intrinsics of the source, got None")
+        schedule = Schedule(steps, steps if ray_steps is None else ray_steps, solver, shift)
+        if min(schedule.z_steps, schedule.r_steps, samples) < 1:
+            raise ValueError(f"need steps, ray_steps and samples >= 1, got {steps}, {ray_steps} and {samples}")
         fitted, camera = fit_frames(np.asarray(source_frame)[None], intrinsics, self.config.width, self.config.height)
         groups, generator = self.config.groups, torch.Generator().manual_seed(seed)
-        shape_z, shape_r = self.model.latent_shapes(1, groups)
+        shape_z, shape_r = self.model.latent_shapes(samples, groups)
         z, r = (torch.randn(s, generator=generator).to(self.device) for s in (shape_z, shape_r))
         z[:, :1] = self.model.encode_frames(self._to_tensor(fitted)[None], (1,))
         r[:, 0] = self.model.encode_rays(self._raxels(np.eye(4)[None], camera)[:, None])[:, 0]
-        clean_z = torch.arange(len(groups), device=self.device)[None] == 0
-        clean_r = torch.arange(self.config.frames, device=self.device)[None] == 0
+        clean_z = (torch.arange(len(groups), device=self.device) == 0).expand(samples, -1)
+        clean_r = (torch.arange(self.config.frames, device=self.device) == 0).expand(samples, -1)
         last = None if on_step is None else (
-            lambda step, total, z, r: on_step(step, total, _to_uint8(self.model.decode_frames(z, groups)[0, -1])))
-        z, r = euler(self._velocity(1, 0, groups), z, r, clean_z, clean_r, steps, on_step=last)
-        frames = np.stack([_to_uint8(f) for f in self.model.decode_frames(z, groups)[0]])
-        reading = read_cameras(self.model.decode_rays(r)[0].double().cpu().numpy(), camera)
-        return Imagined(frames, invert(reading.T_reference_camera[0]) @ reading.T_reference_camera, camera)
+            lambda step, total, z, r: on_step(step, total, _to_uint8(self.model.decode_frames(z[:1], groups)[0, -1])))
+        velocity = self._velocity(samples, 0, groups, clean_z, z, guidance, generator)
+        z, r = sample(velocity, z, r, schedule, clean_z, clean_r, on_step=last)
+        frames = _to_uint8(self.model.decode_frames(z, groups))                             # (samples, T, H, W, 3)
+        T = [read_cameras(x, camera).T_reference_camera for x in self.model.decode_rays(r).double().cpu().numpy()]
+        T = np.stack([invert(t[0]) @ t for t in T])                                         # (samples, T, 4, 4)
+        return Imagined(frames[0], T[0], camera, (frames, T) if samples > 1 else None)
 
     def close_the_loop(self, frames: np.ndarray, intrinsics: Intrinsics, pose_steps: int = 1, view_steps: int = 2,
-                       seed: int = 0) -> LoopReport:
-        """Estimate a window's trajectory, render it from its first frame, and estimate it again from the rendering.
-
-        Small figures mean that the model agrees with itself; they need no truth, so a node can report them.
-        """
-        first = self.estimate_trajectory(frames, intrinsics, pose_steps, seed=seed)
-        T = first.T_reference_camera
-        views = self.render_views(frames[:1], T[:1], intrinsics, T[1:], intrinsics, steps=view_steps, seed=seed)
-        fitted, camera = fit_frames(np.asarray(frames), intrinsics, self.config.width, self.config.height)
-        again = self.estimate_trajectory(np.concatenate([fitted[:1], views.frames]), camera, pose_steps, seed=seed)
-        difference = invert(T[-1]) @ again.T_reference_camera[-1]
-        mse = np.mean((views.frames.astype(np.float64) - fitted[1:]) ** 2)
-        return LoopReport(float(rotation_angle_deg(difference[:3, :3])), float(np.linalg.norm(difference[:3, 3])),
-                          float(10 * np.log10(255**2 / max(mse, 1e-9))), views.frames)
+                       seed: int = 0, *, estimate: TrajectoryEstimate | None = None,
+                       image_features: str | Path | None = None, video_features: str | Path | None = None
+                       ) -> LoopReport:
+        """Estimate a trajectory, render it from its first frame, estimate it again: see `closed_loop`."""
+        return close_the_loop(self, frames, intrinsics, pose_steps, view_steps, seed, estimate=estimate,
+                              image_features=image_features, video_features=video_features)
 
     def metres_per_unit(self, frames: np.ndarray, intrinsics: Intrinsics, T_world_camera: np.ndarray, steps: int = 1,
                         seed: int = 0, minimum: float = 0.02) -> float:
@@ -325,9 +287,17 @@ class Pipeline:
 
     # -- helpers --------------------------------------------------------------------------------------------------
 
-    def _velocity(self, batch: int, reference: int, groups: Sequence[int]):
+    def _velocity(self, batch: int, reference: int, groups: Sequence[int], source_z: Tensor | None = None,
+                  z: Tensor | None = None, guidance: float = 1.0, generator: torch.Generator | None = None) -> Velocity:
+        """The model's velocity, guided on the sources (B, L) where a weight says so; z gives the noise its shape."""
         index = torch.full((batch,), reference, dtype=torch.int64, device=self.device)
-        return lambda z, r, t_z, t_r: self.model(z, r, t_z, t_r, index, tuple(groups))
+
+        def velocity(z: Tensor, r: Tensor, t_z: Tensor, t_r: Tensor) -> tuple[Tensor, Tensor]:
+            return self.model(z, r, t_z, t_r, index, tuple(groups))
+
+        if guidance == 1.0:
+            return velocity
+        return guided(velocity, source_z, torch.randn(z.shape, generator=generator).to(self.device), guidance)
 
     def _raxels(self, T: np.ndarray, camera: Intrinsics) -> Tensor:
         """(n, H/2, W/2, 3) raxels of cameras (n, 4, 4) at the model's size."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .geometry import GeometryError, Intrinsics, make_pose, pixel_rays, so3_exp
+from .geometry import GeometryError, Intrinsics, invert, make_pose, pixel_rays, so3_exp, so3_log
 
 
 def make_raxels(T_reference_camera: np.ndarray, intrinsics: Intrinsics, height: int, width: int) -> np.ndarray:
@@ -62,7 +62,7 @@ class CameraReading:
         intrinsics: the camera used or found, at the size asked for.
         residual: (T,) weighted rms of |raxel - (R d + o)|, in model units.
         covariance: (T, 6, 6) of (x, y, z, rx, ry, rz), the rotation a left perturbation in the reference frame,
-            from the residuals (the cells are taken as independent).
+            from the residuals (what they are taken to be: `read_cameras`, cell).
     """
 
     T_reference_camera: np.ndarray
@@ -72,28 +72,36 @@ class CameraReading:
 
 
 def read_cameras(raxels: np.ndarray, intrinsics: Intrinsics | None, *, image_size: tuple[int, int] | None = None,
-                 iterations: int = 5) -> CameraReading:
+                 cell: int = 1) -> CameraReading:
     """Read the cameras back from noisy raxel images.
 
     Per frame: o and R by weighted orthogonal Procrustes of the raxels against the camera's own rays, the weights by
-    iteratively reweighted least squares with Cauchy's function, so that outlier pixels lose their say. Without
-    intrinsics the focal lengths come first, by `estimate_focal`.
+    iteratively reweighted least squares: Cauchy's function finds the neighbourhood, Tukey's then gives outliers no say
+    at all. Without intrinsics the focal lengths come first, by `estimate_focal`.
 
     Args:
         raxels: (T, h, w, 3).
         intrinsics: the camera, of any size; None estimates fx and fy, shared by all frames.
         image_size: (width, height) of the returned intrinsics when none are given (default: twice the raxel image).
-        iterations: of reweighting.
+        cell: pixels of a side that were decoded from one latent and are wrong together: 8 for what a codec decodes, 1
+            if every pixel has noise of its own. It matters to the covariance only, which counts cells.
 
     Raises:
-        GeometryError: a value is not finite, or the raxels do not spread over directions (no camera made them).
+        GeometryError: a value is not finite, or no one camera explains the raxels: they do not spread over directions,
+            or lie on a line, so that a rotation is not determined.
+
+    Note: independent noise of standard deviation s a pixel leaves a rotation error that no unbiased reading can beat;
+        least squares reaches that bound, this reading is within 5 %. For s = 0.02 on 48x64 pixels the median is 0.10
+        degrees at 65 degrees of view, 0.08 at 90 and 0.17 at 40 (test/test_raxels.py).
     """
     raxels = np.asarray(raxels, dtype=np.float64)
-    if raxels.ndim != 4 or raxels.shape[-1] != 3:
-        raise GeometryError(f"raxels must be (T, h, w, 3), got {raxels.shape}")
-    if not np.all(np.isfinite(raxels)):
-        raise GeometryError("raxels hold a value that is not finite")
+    if raxels.ndim != 4 or raxels.shape[-1] != 3 or 0 in raxels.shape:
+        raise GeometryError(f"raxels must be (T, h, w, 3) and not empty, got {raxels.shape}")
+    if not np.all(np.abs(raxels) < _LARGEST):
+        raise GeometryError(f"raxels hold a value that is not finite, or above {_LARGEST:g}")
     frames, height, width = raxels.shape[:3]
+    if height % cell or width % cell:
+        raise GeometryError(f"raxel images of {height}x{width} do not split into cells of {cell}x{cell}")
     spread = np.sqrt(((raxels - raxels.mean((1, 2), keepdims=True)) ** 2).sum(-1).mean((1, 2)))
     if np.any(spread < 1e-3):
         raise GeometryError(f"raxels of frame {int(spread.argmin())} spread by {spread.min():.2g} only: no camera has "
@@ -104,38 +112,124 @@ def read_cameras(raxels: np.ndarray, intrinsics: Intrinsics | None, *, image_siz
     rays = pixel_rays(intrinsics, width, height).reshape(1, -1, 3)                  # (1, n, 3)
     points = raxels.reshape(frames, -1, 3)                                          # (T, n, 3)
     weights = np.ones(points.shape[:2])
-    for _ in range(iterations + 1):
+    for iteration in range(_CAUCHY + _TUKEY):
         rotation, origin = _procrustes(points, rays, weights)
-        error = np.linalg.norm(points - rays @ np.swapaxes(rotation, 1, 2) - origin[:, None], axis=-1)      # (T, n)
-        scale = np.maximum(1.4826 * np.median(error, axis=1, keepdims=True), 1e-9)
-        weights = 1.0 / (1.0 + (error / (1.5 * scale)) ** 2)
-    residual = np.sqrt((weights * error**2).sum(1) / weights.sum(1))
-    covariance = _covariance(rays @ np.swapaxes(rotation, 1, 2), weights, residual)
+        error = points - rays @ np.swapaxes(rotation, 1, 2) - origin[:, None]       # (T, n, 3)
+        before, weights = weights, _weights(np.linalg.norm(error, axis=-1), redescend=iteration >= _CAUCHY)
+        if iteration > _CAUCHY and np.abs(weights - before).max() < 0.01:
+            break
+    _check_determined(points, rays, weights)
+    residual = np.sqrt((weights * (error**2).sum(-1)).sum(1) / weights.sum(1))
+    directions = rays @ np.swapaxes(rotation, 1, 2)
+    covariance = _covariance(directions, weights, error, (height // cell, cell, width // cell, cell))
     return CameraReading(make_pose(rotation, origin), intrinsics, residual, covariance)
+
+
+_CAUCHY, _TUKEY = 5, 10        # iterations of each weight function
+_CUT = 3.5                     # errors beyond this many medians have no say; for Gaussian noise that is 5.4 sigma
+_KEPT = 0.86                   # share of the variance of Gaussian noise that is left under Tukey's weights at _CUT
+_LARGEST = 1e6                 # squares and their sums stay far from overflow
+
+
+def _weights(error: np.ndarray, redescend: bool) -> np.ndarray:
+    """Weights (T, n) of error norms: Cauchy's, or Tukey's, which are 0 from the cut on."""
+    median = np.maximum(np.median(error, axis=1, keepdims=True), 1e-9)
+    if redescend:
+        return np.maximum(1 - (error / (_CUT * median)) ** 2, 0.0) ** 2
+    return 1.0 / (1.0 + (error / (1.5 * 1.4826 * median)) ** 2)
+
+
+def _cross(points: np.ndarray, rays: np.ndarray, weights: np.ndarray):
+    """Weighted means of points (T, n, 3) and rays (1, n, 3), and their cross-covariance (T, 3, 3)."""
+    w = weights[..., None] / weights.sum(1)[:, None, None]
+    mean_p, mean_d = (w * points).sum(1, keepdims=True), (w * rays).sum(1, keepdims=True)
+    return mean_p, mean_d, np.swapaxes(w * (points - mean_p), 1, 2) @ (rays - mean_d)
 
 
 def _procrustes(points: np.ndarray, rays: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Weighted fit of points (T, n, 3) = R rays (1, n, 3) + o: R (T, 3, 3), o (T, 3)."""
-    w = weights[..., None] / weights.sum(1)[:, None, None]
-    mean_p, mean_d = (w * points).sum(1, keepdims=True), (w * rays).sum(1, keepdims=True)
-    u, _, vt = np.linalg.svd(np.swapaxes(w * (points - mean_p), 1, 2) @ (rays - mean_d))
+    mean_p, mean_d, cross = _cross(points, rays, weights)
+    u, _, vt = np.linalg.svd(cross)
     sign = np.ones((len(points), 3))
     sign[:, 2] = np.sign(np.linalg.det(u @ vt))
     rotation = (u * sign[:, None]) @ vt
     return rotation, (mean_p - mean_d @ np.swapaxes(rotation, 1, 2))[:, 0]
 
 
-def _covariance(directions: np.ndarray, weights: np.ndarray, residual: np.ndarray) -> np.ndarray:
-    """Gauss-Newton covariance of (o, rotation) from the residuals; directions (T, n, 3) in the reference frame."""
-    frames, n = weights.shape
-    jacobian = np.zeros((frames, n, 3, 6))
-    jacobian[..., range(3), range(3)] = 1.0
+def _check_determined(points: np.ndarray, rays: np.ndarray, weights: np.ndarray) -> None:
+    """Raise GeometryError if the points that count lie on a line (or a point): a turn about it changes nothing."""
+    values = np.linalg.svd(_cross(points, rays, weights)[2], compute_uv=False)
+    ratio = values[:, 1] / np.maximum(values[:, 0], 1e-30)
+    if np.any(ratio < 1e-3):
+        worst = int(ratio.argmin())
+        raise GeometryError(f"raxels of frame {worst} lie on a line (second to first singular value "
+                            f"{ratio[worst]:.2g}): they determine no rotation")
+
+
+def _covariance(directions: np.ndarray, weights: np.ndarray, error: np.ndarray, grid: tuple[int, int, int, int]
+                ) -> np.ndarray:
+    """Covariance (T, 6, 6) of (o, rotation) from the residuals, each cell of the grid being one observation.
+
+    A cell's error is its weighted mean error, with one 3x3 covariance for all cells of a frame, so what is wrong
+    together is counted once and what is independent averages out.
+
+    Args:
+        directions, error: (T, n, 3) in the reference frame; weights: (T, n).
+        grid: (rows of cells, pixels, columns of cells, pixels).
+    """
+    frames = len(weights)
     x, y, z = np.moveaxis(directions, -1, 0)
     zero = np.zeros_like(x)
-    jacobian[..., 3:] = np.stack([zero, z, -y, -z, zero, x, y, -x, zero], -1).reshape(frames, n, 3, 3)     # -[d]x
-    information = np.einsum("tn,tnij,tnik->tjk", weights, jacobian, jacobian)
-    variance = np.maximum(residual**2 / 3, 1e-12)
-    return np.linalg.inv(information + 1e-9 * np.eye(6)) * variance[:, None, None]
+    jacobian = np.zeros((*weights.shape, 3, 6))
+    jacobian[..., range(3), range(3)] = 1.0
+    jacobian[..., 3:] = np.stack([zero, z, -y, -z, zero, x, y, -x, zero], -1).reshape(*x.shape, 3, 3)      # -[d]x
+
+    def cells(values: np.ndarray) -> np.ndarray:
+        """(T, n, ...) to sums over the cells (T, cells, ...)."""
+        split = values.reshape(frames, *grid, -1)
+        return split.sum((2, 4)).reshape(frames, grid[0] * grid[2], *values.shape[2:])
+
+    weight = cells(weights)                                                                     # (T, c)
+    whole = np.maximum(weight, 1e-12)
+    jacobian = cells(weights[..., None, None] * jacobian) / whole[..., None, None]              # (T, c, 3, 6)
+    error = cells(weights[..., None] * error) / whole[..., None]                                # (T, c, 3)
+    share = weight / weight.sum(1, keepdims=True)
+    count = 1.0 / (share**2).sum(1)                                                             # cells that count
+    freedom = np.maximum(count - 2, 1.0) * _KEPT            # 3 values a cell, 6 of them spent on the camera
+    noise = np.einsum("tc,tci,tcj->tij", share, error, error) * (count / freedom)[:, None, None]
+    noise = noise + 1e-12 * np.eye(3)
+    information = np.einsum("tc,tcia,tcib->tab", share, jacobian, jacobian)
+    scatter = np.einsum("tc,tcia,tij,tcjb->tab", share**2, jacobian, noise, jacobian)
+    inverse = np.linalg.inv(information + 1e-9 * np.eye(6))
+    return inverse @ scatter @ inverse + 1e-15 * np.eye(6)
+
+
+def sample_covariance(T_draws: np.ndarray, T_mean: np.ndarray) -> np.ndarray:
+    """Covariance (T, 6, 6) of k posterior draws (k, T, 4, 4), k >= 2, around the mean camera (T, 4, 4).
+
+    Same order and perturbation as `CameraReading.covariance`. Its rank is at most k.
+    """
+    turn = so3_log(T_draws[..., :3, :3] @ np.swapaxes(T_mean[:, :3, :3], 1, 2))
+    deviation = np.concatenate([T_draws[..., :3, 3] - T_mean[:, :3, 3], turn], axis=-1)         # (k, T, 6)
+    return np.einsum("kti,ktj->tij", deviation, deviation) / (len(deviation) - 1)
+
+
+def relative_covariance(T_any_camera: np.ndarray, covariance: np.ndarray, reference: int
+                        ) -> tuple[np.ndarray, np.ndarray]:
+    """Express cameras (T, 4, 4) and their independent covariances (T, 6, 6) in the frame of one of them.
+
+    The reference's own error moves all others: w_rel = R^T (w - w_ref), t_rel = R^T (t - t_ref + [o - o_ref]x w_ref),
+    with R the reference's rotation. It is itself the identity, with no error.
+    """
+    T_ref = T_any_camera[reference]
+    x, y, z = np.moveaxis(T_any_camera[:, :3, 3] - T_ref[:3, 3], -1, 0)
+    zero = np.zeros_like(x)
+    lever = -np.tile(np.eye(6), (len(x), 1, 1))
+    lever[:, :3, 3:] = np.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).reshape(-1, 3, 3)  # [o - o_ref]x
+    turn = np.kron(np.eye(2), T_ref[:3, :3].T)
+    out = turn @ (covariance + lever @ covariance[reference] @ np.swapaxes(lever, 1, 2)) @ turn.T
+    out[reference] = 1e-12 * np.eye(6)
+    return invert(T_ref) @ T_any_camera, out
 
 
 def estimate_focal(raxels: np.ndarray, iterations: int = 40) -> Intrinsics:
@@ -166,9 +260,7 @@ def estimate_focal(raxels: np.ndarray, iterations: int = 40) -> Intrinsics:
         for _ in range(3):
             rotation, origin = _procrustes(points, rays, weights)
             own = (points - origin[:, None]) @ rotation                              # (T, n, 3) camera frame
-            error = np.linalg.norm(own - rays, axis=-1)
-            scale = np.maximum(1.4826 * np.median(error, axis=1, keepdims=True), 1e-9)
-            weights = 1.0 / (1.0 + (error / (1.5 * scale)) ** 2)
+            weights = _weights(np.linalg.norm(own - rays, axis=-1), redescend=False)
         # The Procrustes centre trades depth against focal length: put the directions back on the unit sphere first.
         own = own + _sphere_shift(own)
         with np.errstate(divide="ignore", invalid="ignore"):

@@ -1,52 +1,177 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Solvers of the flow: from noise to data along a callable velocity.
+"""Solvers of the flow: from noise to data along a callable velocity, each modality in its own number of steps.
 
-The three tasks are corners of one schedule: which frames are clean from the start (time 1; they never move).
-Axes: B batch, L latent frames, T frames.
+One asymmetric schedule holds the three tasks as corners:
+
+| task  | z_steps | r_steps | what is clean besides                     |
+|-------|---------|---------|-------------------------------------------|
+| pose  | 0       | n       | the reference's own rays, when known      |
+| views | n       | 0       | the source images                         |
+| joint | n       | m       | the first image and its rays              |
+
+Axes: B batch, L latent frames, T frames. Times: 0 is noise, 1 is data.
 """
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .schedule import time_grid
 
+SOLVERS = ("euler", "heun", "midpoint")
+
 Velocity = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """(z, r, t_z (B, L), t_r (B, T)) to the velocities of z and r."""
+
+OnStep = Callable[[int, int, Tensor, Tensor], bool]
 
 
 class Cancelled(Exception):
     """The caller's `on_step` asked to stop."""
 
 
+@dataclass(frozen=True)
+class Schedule:
+    """How many steps each modality takes from noise to data, by which solver.
+
+    The two times walk one staircase of max(z_steps, r_steps) steps. The modality with fewer steps moves at the
+    beginning of each of its shares and waits in between, so it is ahead of the other: with z_steps = 20 and r_steps = 2
+    the rays move in the first and the eleventh step, and the last nine denoise video for finished rays.
+
+    Attributes:
+        z_steps, r_steps: 0 means clean from the start: the modality has time 1 and never moves.
+        solver: 'euler'; 'heun' (second order: mean of the velocities at both ends; the step that reaches the data is
+            Euler's, since the velocity is not defined there: Karras et al. 2022, algorithm 1); 'midpoint' (second
+            order, never evaluated at time 1). Second order costs two evaluations a step.
+        shift: above 1 more steps lie near the noise; see `schedule.time_grid`.
+
+    Raises:
+        ValueError: counts below 0 or both 0, an unknown solver, or a shift that is not positive.
+    """
+
+    z_steps: int
+    r_steps: int
+    solver: str = "euler"
+    shift: float = 1.0
+
+    def __post_init__(self) -> None:
+        if min(self.z_steps, self.r_steps) < 0 or self.steps < 1:
+            raise ValueError(f"steps must be at least 1 for one modality and never negative, got {self.z_steps} of z "
+                             f"and {self.r_steps} of r")
+        if self.solver not in SOLVERS:
+            raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, got {self.solver!r}")
+        if not 0 < self.shift < float("inf"):
+            raise ValueError(f"shift must be positive and finite, got {self.shift}")
+
+    @property
+    def steps(self) -> int:
+        """Steps of the whole staircase."""
+        return max(self.z_steps, self.r_steps)
+
+    def times(self) -> tuple[Tensor, Tensor]:
+        """Return the times of z and of r before the first step and after each one, (steps + 1,) each."""
+        return self._times(self.z_steps), self._times(self.r_steps)
+
+    def _times(self, own: int) -> Tensor:
+        if own == 0:
+            return torch.ones(self.steps + 1)
+        reached = [-(-step * own // self.steps) for step in range(self.steps + 1)]         # rounded up: moves early
+        return time_grid(own, self.shift)[reached]
+
+
 @torch.no_grad()
-def euler(velocity: Velocity, z: Tensor, r: Tensor, clean_z: Tensor, clean_r: Tensor, steps: int, shift: float = 1.0,
-          on_step: Callable[[int, int, Tensor, Tensor], bool] | None = None) -> tuple[Tensor, Tensor]:
-    """Integrate from t = 0 to 1 with Euler steps.
+def sample(velocity: Velocity, z: Tensor, r: Tensor, schedule: Schedule, clean_z: Tensor | None = None,
+           clean_r: Tensor | None = None, on_step: OnStep | None = None) -> tuple[Tensor, Tensor]:
+    """Integrate both modalities from noise to data along a schedule.
+
+    k posterior samples are k rows of the batch: the same clean data, noise of their own.
 
     Args:
         velocity: see `Velocity`.
-        z: (B, L, ...) and r: (B, T, ...): clean data where `clean_*` is true, noise elsewhere.
-        clean_z: (B, L) bool; clean_r: (B, T) bool.
-        steps, shift: see `schedule.time_grid`.
+        z: (B, L, ...) and r: (B, T, ...): clean data where `clean_*` is true or the schedule has 0 steps, noise
+            elsewhere.
+        schedule: steps of each modality, solver and shift.
+        clean_z: (B, L) bool; clean_r: (B, T) bool; frames that have time 1 and never move. None: none.
         on_step: called after each step with (step, steps, z, r), where z and r are the data as far as it can be told
             from here (x_t + (1 - t) v); False stops.
 
     Raises:
         Cancelled: on_step returned False.
     """
-    times = time_grid(steps, shift).to(z.device)
-    move_z = (~clean_z).reshape(*clean_z.shape, *[1] * (z.ndim - 2)).to(z.dtype)
-    move_r = (~clean_r).reshape(*clean_r.shape, *[1] * (r.ndim - 2)).to(r.dtype)
-    for step in range(steps):
-        now, after = times[step], times[step + 1]
-        one = torch.ones((), device=z.device)
-        v_z, v_r = velocity(z, r, torch.where(clean_z, one, now), torch.where(clean_r, one, now))
+    times_z, times_r = (t.to(z.device) for t in schedule.times())
+    z_side, r_side = _Side(z, clean_z, schedule.z_steps), _Side(r, clean_r, schedule.r_steps)
+    for step in range(schedule.steps):
+        now, after = (times_z[step], times_r[step]), (times_z[step + 1], times_r[step + 1])
+
+        def at(t: tuple[Tensor, Tensor], v: tuple[Tensor, Tensor], now=now, z=z, r=r):
+            """State at the times t, along the velocities v from here."""
+            return z_side.moved(z, t[0] - now[0], v[0]), r_side.moved(r, t[1] - now[1], v[1])
+
+        def evaluate(z: Tensor, r: Tensor, t: tuple[Tensor, Tensor]):
+            return velocity(z, r, z_side.time(t[0]), r_side.time(t[1]))
+
+        v = evaluate(z, r, now)
+        if schedule.solver == "midpoint":
+            middle = (now[0] + after[0]) / 2, (now[1] + after[1]) / 2
+            v = evaluate(*at(middle, v), middle)
+        elif schedule.solver == "heun" and any(a < 1 for a in after):
+            end = evaluate(*at(after, v), after)
+            v = tuple((first + last) / 2 if t < 1 else first for first, last, t in zip(v, end, after, strict=True))
         if on_step is not None:
-            data = z + (1 - now) * move_z * v_z, r + (1 - now) * move_r * v_r
-        z, r = z + (after - now) * move_z * v_z, r + (after - now) * move_r * v_r
-        if on_step is not None and not on_step(step + 1, steps, *data):
-            raise Cancelled(f"cancelled at step {step + 1} of {steps}")
+            one = torch.ones_like(now[0])
+            data = at((one, one), v)
+        z, r = at(after, v)
+        if on_step is not None and not on_step(step + 1, schedule.steps, *data):
+            raise Cancelled(f"cancelled at step {step + 1} of {schedule.steps}")
     return z, r
+
+
+class _Side:
+    """What is clean in one modality."""
+
+    def __init__(self, x: Tensor, clean: Tensor | None, steps: int) -> None:
+        self.clean = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device) if clean is None else clean
+        if steps == 0:
+            self.clean = torch.ones_like(self.clean)
+        self._moves = (~self.clean).reshape(*self.clean.shape, *[1] * (x.ndim - 2)).to(x.dtype)
+
+    def time(self, t: Tensor) -> Tensor:
+        return torch.where(self.clean, torch.ones_like(t), t)
+
+    def moved(self, x: Tensor, dt: Tensor, v: Tensor) -> Tensor:
+        return x + dt * self._moves * v
+
+
+def euler(velocity: Velocity, z: Tensor, r: Tensor, clean_z: Tensor, clean_r: Tensor, steps: int, shift: float = 1.0,
+          on_step: OnStep | None = None) -> tuple[Tensor, Tensor]:
+    """`sample` by Euler's method with one step count; the masks alone say what is clean."""
+    return sample(velocity, z, r, Schedule(steps, steps, shift=shift), clean_z, clean_r, on_step)
+
+
+def guided(velocity: Velocity, source_z: Tensor, noise: Tensor, weight: float) -> Velocity:
+    """Guide on the source images as classifier-free guidance does: v_dropped + weight (v - v_dropped).
+
+    The unconditional branch is the same layout with the source images dropped: their latents are noise and their time
+    is 0, which in this model says that nothing is known of them; their rays stay. It costs a second evaluation.
+
+    Args:
+        source_z: (B, L) bool, the latent frames that are sources.
+        noise: (B, L, ...) like z; used where `source_z` is true.
+        weight: 1 is no guidance (and no second evaluation), above 1 follows the sources more.
+
+    Note: the shipped weights never saw dropped sources in training (training/tasks.py keeps every source clean), so for
+    them the second branch is an extrapolation; docs/sampling.md holds what it does to the picture.
+    """
+    if weight == 1.0:
+        return velocity
+    mask = source_z.reshape(*source_z.shape, *[1] * (noise.ndim - 2))
+
+    def both(z: Tensor, r: Tensor, t_z: Tensor, t_r: Tensor) -> tuple[Tensor, Tensor]:
+        v = velocity(z, r, t_z, t_r)
+        dropped = velocity(torch.where(mask, noise, z), r, torch.where(source_z, torch.zeros_like(t_z), t_z), t_r)
+        return tuple(b + weight * (a - b) for a, b in zip(v, dropped, strict=True))
+
+    return both

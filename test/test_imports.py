@@ -30,8 +30,9 @@ INSTALLERS = {"entry_points.py", "doctor.py", "demo.py"}
 EMBEDDED_ROS_FILES = {("install.py", "cv_bridge"), ("cv_bridge.py", "sensor_msgs")}
 # model/, lower to higher: a file imports only from before it.
 MODEL_ORDER = [
-    "config", "geometry", "media", "raxels", "pluecker", "layout", "layers", "transformer", "wan",
-    "codec", "wan_codec", "joint", "schedule", "sampler", "checkpoint", "wan_weights", "pipeline",
+    "config", "geometry", "media", "comparison", "raxels", "pluecker", "layout", "layers", "transformer", "wan",
+    "codec", "wan_codec", "joint", "schedule", "sampler", "checkpoint", "wan_weights", "results", "features",
+    "closed_loop", "pipeline",
 ]  # fmt: skip
 
 
