@@ -21,6 +21,7 @@ COMMANDS = {
     "up": ("rays_as_pixels_ros.command_node:up", "run both nodes in one process over one model"),
     "estimate": ("rays_as_pixels_ros.command_estimate", "video, image folder or posed images to a trajectory"),
     "render": ("rays_as_pixels_ros.command_render", "images to new views along an orbit or a dolly"),
+    "cache": ("rays_as_pixels_training.cache", "encode a dataset (bags, posed images, ...) to shards for training"),
     "train": ("rays_as_pixels_training.train", "train a model"),
     "eval": ("rays_as_pixels_training.evaluate", "evaluate a checkpoint beside the baselines"),
     "presets": ("rays_as_pixels_ros.command_presets", "the sizes that a model can have"),

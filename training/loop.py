@@ -139,11 +139,15 @@ class Trainer:
 
     def _weights(self, shape: ModelConfig, fresh: bool) -> RaysAsPixels:
         """Make the model to start from: of a checkpoint, or new with a codec fitted to the clips."""
+        latents = hasattr(self.source, "check_codec")  # the data is encoded already: the codec must be that one
         if fresh and self.run_config.init is not None:
-            return load_checkpoint(self.run_config.init).train()
-        model = RaysAsPixels(shape)
-        if fresh:
-            fit_codec(model, self.source)
+            model = load_checkpoint(self.run_config.init).train()
+        else:
+            model = RaysAsPixels(shape)
+            if fresh and not latents:
+                fit_codec(model, self.source)
+        if fresh and latents:
+            self.source.check_codec(model)
         return model
 
     def _restore(self, facts: dict) -> None:
@@ -157,7 +161,10 @@ class Trainer:
         """Measure the weights of the ray channels once, on windows of the source; the state keeps them."""
         pose_only = replace(self.config, tasks=(1, 0, 0), batch=256, parts=1)
         windows = draw_step(self.source, pose_only, self.learner.model.config, 0)[0].windows
-        rays = self.learner.model.encode_rays(windows.raxels().to(self.learner.device))
+        if hasattr(windows, "encoded"):
+            rays = windows.to(self.learner.device).encoded()[1]
+        else:
+            rays = self.learner.model.encode_rays(windows.raxels().to(self.learner.device))
         self.learner.ray_weights = ray_weights(rays, windows.reference.to(self.learner.device))
 
     # -- running --------------------------------------------------------------------------------------------------

@@ -86,8 +86,10 @@ def noised(
     model: RaysAsPixels, batch: TaskBatch, generator: torch.Generator
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Return (z_t, r_t) and the target velocities (z, r) of a batch."""
-    z1 = model.encode_frames(batch.windows.frames, batch.groups)
-    r1 = model.encode_rays(batch.windows.raxels())
+    if hasattr(batch.windows, "encoded"):
+        z1, r1 = batch.windows.encoded()
+    else:
+        z1, r1 = model.encode_frames(batch.windows.frames, batch.groups), model.encode_rays(batch.windows.raxels())
     z0, r0 = (torch.randn(x.shape, generator=generator, device=x.device) for x in (z1, r1))
     return (add_noise(z1, z0, batch.t_z), add_noise(r1, r0, batch.t_r)), (z1 - z0, r1 - r0)
 
@@ -97,7 +99,7 @@ def to_device(batch: TaskBatch, device: torch.device) -> TaskBatch:
     if device.type == "cpu":
         return batch
     w = batch.windows
-    moved = type(w)(
+    moved = w.to(device) if hasattr(w, "to") else type(w)(
         w.frames.to(device, non_blocking=True),
         w.T_reference_camera.to(device, non_blocking=True),
         w.intrinsics.to(device, non_blocking=True),

@@ -124,10 +124,13 @@ def _run_with_bar(trainer, console, stop) -> None:
 
 def _open_source(settings: Settings, processes):
     """Open the shards, or the pool of rendered clips."""
+    from .data.latents import open_shards
     from .data.procedural import ClipConfig, ClipPool
     from .data.source import PoolSource
     from .learner import model_config
 
+    if settings.run.data is not None:
+        return open_shards(settings.run.data, settings.train.seed)
     config, run, shape = settings.train, settings.run, model_config(settings.train)
     clip = ClipConfig(frames=max(13, 2 * shape.frames), height=shape.height, width=shape.width)
     folder = run.pool or run.out / "clips"

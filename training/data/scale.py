@@ -24,6 +24,7 @@ _LEAST_POINTS = 12
 _APART = (1, 2, 4, 8, 16, 32)  # frames between the two of a pair; the first with enough parallax is taken
 _PARALLAX_DEG = (1.5, 0.5)  # the second only for videos in which no frame has the first
 _EPIPOLAR_PX, _REPROJECTION_PX = 1.5, 2.0
+_SECONDS = 0.5  # between two measured frames
 _SMOOTH = 5  # estimated frames of the median filter over time
 
 
@@ -46,20 +47,24 @@ def harmonic_depth(pixels: np.ndarray, depth: np.ndarray, size: tuple[int, int])
     return float(1.0 / np.mean([np.median(part) for part in parts]))
 
 
-def estimate_scene_scale(video: PosedVideo, every: int = 5) -> np.ndarray:
+def estimate_scene_scale(video: PosedVideo, every: int | None = None) -> np.ndarray:
     """Estimate (T,) harmonic mean depths, in the unit of the poses, by triangulation.
 
     Args:
-        every: frames between two that are measured; others are interpolated (in the logarithm), and so are frames
-            from which the camera did not move enough.
+        every: frames between two that are measured (default: half a second of them); others are interpolated (in the
+            logarithm), and so are frames from which the camera did not move enough.
 
     Raises:
         DatasetError: no frame can be measured: the camera hardly moves, or the matches contradict the cameras.
     """
     matcher, count = Matcher(video, keep=48), len(video)
+    every = every or max(1, round(_SECONDS / float(np.median(np.diff(video.times)))))
     frames = np.unique(np.r_[np.arange(0, count, every), count - 1])
     for parallax in _PARALLAX_DEG:
-        measured = np.array([_frame_scale(video, matcher, int(i), parallax) for i in frames])
+        measured, apart = np.full(len(frames), np.nan), 0
+        for row, i in enumerate(frames):
+            # Motion goes on much as before: begin a little below what the last frame needed.
+            measured[row], apart = _frame_scale(video, matcher, int(i), parallax, max(apart - 1, 0))
         known = np.isfinite(measured)
         if known.any():
             break
@@ -73,14 +78,21 @@ def estimate_scene_scale(video: PosedVideo, every: int = 5) -> np.ndarray:
     return np.exp(np.interp(np.arange(count), frames[known], logs))
 
 
-def with_scene_scale(video: PosedVideo, every: int = 5) -> PosedVideo:
+def with_scene_scale(video: PosedVideo, every: int | None = None) -> PosedVideo:
     """Return the video with its scene_scale, estimated where the dataset does not know it."""
     return video if video.scene_scale is not None else replace(video, scene_scale=estimate_scene_scale(video, every))
 
 
-def _frame_scale(video: PosedVideo, matcher: Matcher, i: int, least_parallax: float) -> float:
-    """Measure one frame against the nearest other that is far enough; NaN if there is none."""
-    for apart in _APART:
+def _frame_scale(video: PosedVideo, matcher: Matcher, i: int, least_parallax: float, first: int) -> tuple[float, int]:
+    """Measure one frame against the nearest other that is far enough.
+
+    Args:
+        first: number in _APART to begin with.
+
+    Returns:
+        The scale (NaN if no frame is far enough) and the number in _APART that was taken.
+    """
+    for number, apart in list(enumerate(_APART))[first:]:
         for j in (i + apart, i - apart):
             if not 0 <= j < len(video):
                 continue
@@ -93,8 +105,8 @@ def _frame_scale(video: PosedVideo, matcher: Matcher, i: int, least_parallax: fl
             # Near points alone would pass the parallax test of a short baseline: most points must.
             if enough.sum() >= max(_LEAST_POINTS, 0.7 * len(depth)):
                 k = video.intrinsics[i]
-                return harmonic_depth(pixels, depth, (k.width, k.height))
-    return float("nan")
+                return harmonic_depth(pixels, depth, (k.width, k.height)), number
+    return float("nan"), 0
 
 
 def triangulate(

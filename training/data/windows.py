@@ -67,10 +67,12 @@ def cut_windows(
         pool: has frames, poses, intrinsics, scales as `ClipPool`, and inverse_depth or None.
         slots: (B,) indices.
         frames: T. A video window takes consecutive frames with a random stride and direction (time reversal);
-            `scattered` takes any T frames of the clip in any order.
+            `scattered` takes any T frames of the clip in any order. Clips that are latents already cut their own.
         augment: mirror, permute colours, change gain (some negative) and offset.
         references: the reference frame is drawn from the first this many frames (default: all).
     """
+    if hasattr(pool, "cut"):
+        return pool.cut(slots, rng, frames, scattered)
     total = pool.frames.shape[1]
     count = len(slots)
     if scattered:
