@@ -1,18 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Judge a checkpoint on held-out procedural windows, beside the baselines on the same windows.
+"""Judge a checkpoint beside the baselines on the same windows: held-out rendered scenes, or anybody's posed video.
 
-    rays-as-pixels eval                                   # the shipped checkpoint, 200 windows
-    rays-as-pixels eval --checkpoint DIR --windows 500 --json eval.json
+    rays-as-pixels eval                                   # the shipped checkpoint, 200 held-out windows
+    rays-as-pixels eval --checkpoint DIR --windows 500 --json eval.json --plots plots
+    rays-as-pixels eval --suite my_images/ my_bag.mcap --stride 2
 
-What a window is, and what the errors are: `held_out.py`.
+What a held-out window is: `held_out.py`. A PATH is any dataset that training reads; its videos are cut into windows
+that meet end to end. What the figures mean: `metrics.py`, `trajectory_metrics.py`, docs/evaluation.md.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
+
+METHODS = ("rays_as_pixels", "identity", "constant_velocity", "copy_nearest", "rotation_warp", "opencv_vo", "colmap")
+_PROCEDURAL = "procedural"
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -20,43 +24,146 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="rays-as-pixels eval", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--checkpoint", help="folder (default: the shipped one)")
-    parser.add_argument("--windows", type=int, default=200)
-    parser.add_argument("--textures", help="folder of photos; its held-out files are used")
+    whole = _at_least_one
+    parser.add_argument("--checkpoint", metavar="DIR", help="folder (default: the shipped one)")
+    parser.add_argument(
+        "--suite", nargs="+", default=[_PROCEDURAL], metavar="PATH", help="'procedural' (default), or paths of datasets"
+    )
+    parser.add_argument("--windows", type=whole, default=200, metavar="N", help="at most this many (default: 200)")
+    parser.add_argument("--stride", type=whole, help="frames from one to the next in a window of PATH (default: 1)")
+    parser.add_argument("--kind", default="auto", help="what PATH is (default: found by its files)")
+    parser.add_argument(
+        "--option", action="append", default=[], metavar="NAME=VALUE", help="of the dataset, e.g. image_topic=/camera"
+    )
+    parser.add_argument("--textures", metavar="DIR", help="folder of photos; its held-out files are used (procedural)")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD",
+                        help=f"of {', '.join(METHODS)} (default: all)")  # fmt: skip
+    parser.add_argument("--steps", type=whole, nargs="+", default=[1, 2, 5, 20], metavar="N", help="of the model")
+    parser.add_argument("--colmap-windows", type=whole, default=20, metavar="N",
+                        help="COLMAP takes seconds a window and gets at most this many (default: 20)")  # fmt: skip
+    parser.add_argument("--least-motion", type=float, default=0.02, metavar="X",
+                        help="below this motion, in scene depths, a window has no direction (default: 0.02)")  # fmt: skip
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, help="write the report here")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the report here")
+    parser.add_argument("--plots", type=Path, metavar="DIR", help="write pictures here")
+    for name, what in (("lpips", "distance of pictures"), ("fid", "features of pictures"), ("fvd", "of videos")):
+        parser.add_argument(f"--{name}", type=Path, metavar="FILE", help=f"TorchScript network: {what}")
     return parser
+
+
+def _at_least_one(text: str) -> int:
+    value = int(text) if text.lstrip("-").isdecimal() else 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text}")
+    return value
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit code."""
-    args = make_parser().parse_args(argv)
-    if args.windows < 1:
-        print(f"rays-as-pixels eval: error: --windows must be at least 1, got {args.windows}", file=sys.stderr)
-        return 2
-    from rays_as_pixels_model.media import MediaError, write_text
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    procedural = _PROCEDURAL in args.suite
+    if procedural and len(args.suite) > 1:
+        parser.error(f"--suite takes 'procedural' or paths, got both: {' '.join(args.suite)}")
+    if procedural and (args.stride or args.option or args.kind != "auto"):
+        parser.error("--stride, --kind and --option are for --suite PATH; the held-out windows are defined already")
+    if not procedural and args.textures:
+        parser.error("--textures is for --suite procedural")
+    for name in ("lpips", "fid", "fvd"):
+        path = getattr(args, name)
+        if path and not path.is_file():
+            parser.error(f"--{name}: {path}: no such file")
+    try:
+        return _run(args)
+    except (ValueError, OSError) as error:
+        print(f"rays-as-pixels eval: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+
+
+def _run(args) -> int:
+    # Heavy imports only now: --help must answer at once.
+    from importlib.util import find_spec
+
+    from rays_as_pixels_model.media import write_text
     from rays_as_pixels_model.pipeline import Pipeline
 
-    from .data.procedural import ClipConfig
-    from .held_out import clip_length, evaluate_pose, evaluate_views, held_out_clips, markdown
+    from .eval_pose import clip_trajectories, find_cameras
+    from .eval_report import markdown, to_json
+    from .eval_views import render_cases
+    from .perceptual import Weights
 
-    try:
-        pipe = Pipeline.from_checkpoint(args.checkpoint, args.device)
-        size = {"height": pipe.config.height, "width": pipe.config.width}
-        clips = held_out_clips(args.windows, ClipConfig(frames=clip_length(pipe.config.frames), **size), args.textures)
-        report = {
-            "windows": args.windows,
-            "pose": evaluate_pose(pipe, clips, seed=args.seed),
-            "views": evaluate_views(pipe, clips, seed=args.seed),
-        }
-        print(markdown(report))
-        if args.json:
-            write_text(args.json, json.dumps(report, indent=1) + "\n")
-    except (ValueError, MediaError, OSError) as error:
-        print(f"rays-as-pixels eval: error: {error}", file=sys.stderr)
-        return 1
+    for module, what in (("evo", "ATE and RPE"), ("pycolmap", "the row colmap")):
+        if find_spec(module) is None:
+            _note(f"{what} left out: needs {module} (pip install 'rays_as_pixels_ros[eval]')")
+    pipe = Pipeline.from_checkpoint(args.checkpoint, args.device)
+    windows = make_windows(args, pipe)
+    found = find_cameras(pipe, windows, args.methods, args.steps, args.seed, args.colmap_windows, _note)
+    cases = render_cases(pipe, windows, args.methods, args.steps, args.seed, _note)
+    trajectories = clip_trajectories(found, windows) if find_spec("evo") is not None else {}
+    weights = Weights(args.lpips, args.fid, args.fvd)
+    report = make_report(args, pipe, windows, found, cases, trajectories, weights)
+    print(markdown(report))
+    if args.json:
+        write_text(args.json, to_json(report))
+    if args.plots:
+        from .eval_plots import plot_all
+
+        for path in plot_all(args.plots, report, found, windows, cases, trajectories):
+            _note(f"wrote {path}")
     return 0
+
+
+def make_windows(args, pipe) -> list:
+    """Cut or render the windows that the arguments ask for."""
+    from .eval_windows import video_windows
+    from .held_out import held_out_windows
+
+    size = (pipe.config.width, pipe.config.height)
+    if args.suite == [_PROCEDURAL]:
+        return held_out_windows(args.windows, pipe.config.frames, size, args.textures)
+    from .data import open_dataset
+    from .data.registry import parse_options
+
+    options = parse_options(args.option)
+    videos = [video for path in args.suite for video in open_dataset(path, args.kind, **options)]
+    return video_windows(videos, args.windows, pipe.config.frames, size, args.stride or 1)
+
+
+def make_report(args, pipe, windows, found, cases, trajectories, weights) -> dict:
+    """Put the figures together; the keys are the interface."""
+    from .eval_pose import pose_report, trajectory_report
+    from .eval_views import closed_loop, view_report
+
+    own = "rays_as_pixels" in args.methods
+    report = {
+        "windows": len(windows),
+        "suite": args.suite,
+        "stride": None if args.suite == [_PROCEDURAL] else args.stride or 1,
+        "seed": args.seed,
+        "least_motion": args.least_motion,
+        "pose": pose_report(found, windows, least_motion=args.least_motion),
+        "views": view_report(pipe, windows, cases, weights, args.seed),
+        "closed_loop": closed_loop(pipe, windows, weights, args.seed) if own else {},
+    }
+    clips = {}
+    for row, window in enumerate(windows):
+        clips.setdefault(window.clip, []).append(row)
+    if args.suite != [_PROCEDURAL]:
+        paths = trajectory_report(trajectories)
+        report["clips"] = {
+            clip: {
+                "windows": len(rows),
+                "pose": pose_report(found, windows, rows, args.least_motion),
+                "trajectory": paths.get(clip, {}),
+            }
+            for clip, rows in clips.items()
+        }
+    return report
+
+
+def _note(text: str) -> None:
+    print(f"rays-as-pixels eval: {text}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

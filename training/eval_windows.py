@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The windows that an evaluation judges every method on: the same frames, cameras and unit for all.
+
+Axes: N windows, T frames, S sources, H W pixels. Poses are camera to world. The unit of a window is the harmonic mean
+depth of its first frame, in the world's unit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from rays_as_pixels_model.geometry import Intrinsics, fit_frames, invert
+
+from .baselines_opencv import scene_depth
+from .data.posed import DatasetError, PosedVideo
+
+# Views in steps from a window's first frame: the sources and the target.
+VIEW_CASES = {"one_source": ((0,), 3), "two_sources": ((0, 4), 2)}
+
+
+@dataclass(frozen=True)
+class ViewCase:
+    """sources (S, H, W, 3) uint8 and target (H, W, 3) at the model's size; T_world_source (S, 4, 4), T_world_target
+    (4, 4); units (S,): scene scale of each source, world units."""
+
+    sources: np.ndarray
+    T_world_source: np.ndarray
+    target: np.ndarray
+    T_world_target: np.ndarray
+    units: np.ndarray
+
+
+@dataclass(frozen=True)
+class EvalWindow:
+    """One judged window.
+
+    Attributes:
+        clip: name of what it was cut from; start: its first frame there.
+        frames: (T, H, W, 3) uint8 at the model's size; intrinsics: their camera.
+        T_world_camera: (T, 4, 4).
+        unit: world units in one model unit.
+        T_before: (4, 4), motion over the step before the window, camera to the camera before, model units.
+        full: gives (T, H', W', 3) uint8 at full resolution; full_intrinsics: their camera.
+        views: the view cases that fit.
+    """
+
+    clip: str
+    start: int
+    frames: np.ndarray
+    intrinsics: Intrinsics
+    T_world_camera: np.ndarray
+    unit: float
+    T_before: np.ndarray
+    full: Callable[[], np.ndarray]
+    full_intrinsics: Intrinsics
+    views: dict[str, ViewCase]
+
+    def T_first_camera(self) -> np.ndarray:
+        """Return (T, 4, 4), cameras in the first one, model units."""
+        return in_first_camera(self.T_world_camera, self.unit)
+
+
+def in_first_camera(T_world_camera: np.ndarray, unit: float) -> np.ndarray:
+    """Return (T, 4, 4), cameras in the first one, lengths divided by `unit`."""
+    T = invert(T_world_camera[0]) @ T_world_camera
+    T[:, :3, 3] /= unit
+    return T
+
+
+def video_windows(
+    videos: Sequence[PosedVideo], count: int, frames: int, size: tuple[int, int], stride: int = 1
+) -> list[EvalWindow]:
+    """Cut windows that meet at their end frames from every video, so that they chain to a trajectory.
+
+    Where that gives more than `count`, each video keeps its share, evenly spread.
+
+    Args:
+        count: at most this many windows in all (at least one a video).
+        frames: T; size: (width, height) of the model.
+        stride: frames from one frame of a window to the next.
+
+    Raises:
+        DatasetError: a video is too short for one window and the step before it.
+    """
+    span = stride * (frames - 1)
+    starts = []
+    for video in videos:
+        if len(video) < stride + span + 1:
+            raise DatasetError(
+                f"{video.name}: {len(video)} frames; a window of {frames} frames at stride {stride} and the step "
+                f"before it need {stride + span + 1}"
+            )
+        starts.append(np.arange(stride, len(video) - span, span))
+    total = sum(map(len, starts))
+    if total > count:
+        shares = [max(1, len(s) * count // total) for s in starts]
+        starts = [
+            s[np.linspace(0, len(s) - 1, share).round().astype(int)] for s, share in zip(starts, shares, strict=True)
+        ]
+    return [
+        _video_window(video, int(start), frames, size, stride)
+        for video, own in zip(videos, starts, strict=True)
+        for start in own
+    ]
+
+
+def _video_window(video: PosedVideo, start: int, frames: int, size: tuple[int, int], stride: int) -> EvalWindow:
+    index = start + stride * np.arange(frames)
+    camera = video.intrinsics[start]
+    poses = video.T_world_camera[index]
+
+    def full() -> np.ndarray:
+        return np.stack([video.load(int(i)) for i in index])
+
+    pictures = full()
+    if video.scene_scale is not None:
+        units = np.asarray(video.scene_scale[index], dtype=np.float64)
+    else:
+        units = np.full(frames, scene_depth(pictures, camera, poses))
+    fitted, fitted_camera = fit_frames(pictures, camera, *size)
+    before = invert(video.T_world_camera[start - stride]) @ poses[0]
+    before[:3, 3] /= units[0]
+    views = {}
+    for name, (sources, target) in VIEW_CASES.items():
+        if max(*sources, target) < frames:
+            rows = list(sources)
+            views[name] = ViewCase(fitted[rows], poses[rows], fitted[target], poses[target], units[rows])
+    return EvalWindow(video.name, start, fitted, fitted_camera, poses, float(units[0]), before, full, camera, views)
+
+
+def whole_clips(windows: Sequence[EvalWindow]) -> dict[str, list[int]]:
+    """Return, for each clip whose windows meet end to end, the indices of its windows in order."""
+    out: dict[str, list[int]] = {}
+    for index, window in enumerate(windows):
+        out.setdefault(window.clip, []).append(index)
+    return {
+        clip: rows
+        for clip, rows in out.items()
+        if len(rows) > 1
+        and all(
+            np.array_equal(windows[a].T_world_camera[-1], windows[b].T_world_camera[0])
+            for a, b in zip(rows, rows[1:], strict=False)
+        )
+    }
