@@ -154,6 +154,7 @@ def test_windows_of_an_exact_model_make_the_exact_trajectory(tmp_path, monkeypat
     assert "22 frames in 10 windows" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_presets_are_listed_and_counted(tmp_path, capsys):
     assert cli.main(["presets", "--json", str(tmp_path / "presets.json")]) == 0
     facts = json.loads((tmp_path / "presets.json").read_text())
