@@ -252,6 +252,20 @@ def test_a_camera_on_a_turning_head(tmp_path):
     assert_same_cameras(open_dataset(tmp_path / "drive")[0], tolerance=TOLERANCE)
 
 
+def test_a_world_frame_that_is_not_above_the_camera(tmp_path):
+    """A localiser that publishes map as a child of odom, as some do to keep TF a tree."""
+    recorded, tf = messages(), "tf2_msgs/msg/TFMessage"
+    T_odom_map = BASE_TO_BODY @ BODY_TO_OPTICAL  # any transform
+    link = message(tf, transforms=[transform(START, "odom", "map", T_odom_map)])
+    recorded.append(("/tf_static", tf, START, link))
+    write_bag(tmp_path / "drive", sorted(recorded, key=lambda entry: entry[2]))
+    (video,) = open_dataset(tmp_path / "drive", world_frame="map")
+    expected = np.linalg.inv(T_odom_map) @ rendered().T_world_camera
+    np.testing.assert_allclose(video.T_world_camera, expected, atol=TOLERANCE)
+    with pytest.raises(DatasetError, match="no transform connects 'camera_optical' to 'utm'; TF has base_link, "):
+        open_dataset(tmp_path / "drive", world_frame="utm")
+
+
 def test_time_offset_and_gaps(tmp_path):
     recorded = messages()
     for entry in recorded:

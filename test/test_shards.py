@@ -19,7 +19,7 @@ from test_datasets import write_posed_images
 from rays_as_pixels_model.checkpoint import load_checkpoint
 from rays_as_pixels_model.geometry import fit_frames, invert
 from rays_as_pixels_ros.cli import main as command
-from rays_as_pixels_training.config import TrainConfig
+from rays_as_pixels_training.config import RunConfig, TrainConfig
 from rays_as_pixels_training.data.clips import ClipCut, cut_clip
 from rays_as_pixels_training.data.latents import LatentEncoder, LatentSource, open_shards
 from rays_as_pixels_training.data.matching import agreement
@@ -27,6 +27,7 @@ from rays_as_pixels_training.data.posed import DatasetError, PosedVideo
 from rays_as_pixels_training.data.shards import ShardSource
 from rays_as_pixels_training.data.windows import cut_windows
 from rays_as_pixels_training.data.write_shards import encode_images, make_plan, write_shards
+from rays_as_pixels_training.loop import Trainer
 from rays_as_pixels_training.tasks import draw_step, noised
 
 CUT = ClipCut(frames=3, width=48, height=32)
@@ -239,6 +240,8 @@ def test_frames_of_other_cameras_are_shown_as_the_narrowest_sees_them():
     cut = cut_clip(mixed, 0, ClipCut(3, k.width, k.height))
     assert (cut.intrinsics.fx, cut.intrinsics.cx) == (narrow.fx, narrow.cx)
     np.testing.assert_array_equal(cut.frames[1], zoomed)
+    expected = cv2.warpAffine(clip.frames[0], shift, (k.width, k.height), borderMode=cv2.BORDER_REPLICATE)
+    assert np.abs(cut.frames[0].astype(int) - expected).mean() < 0.05  # 0.1 px off gives 1
     again = PosedVideo("cut", np.arange(3.0), cut.T_world_camera, [cut.intrinsics] * 3, lambda i: cut.frames[i])
     judged = agreement(again, pairs=1, apart=2)
     assert judged["matches"] > 50 and judged["epipolar_px"] < 0.3, judged
@@ -293,6 +296,28 @@ def test_training_batches_come_from_frames_and_from_latents(tmp_path):
             (z, r), (u_z, u_r) = noised(model, batch, torch.Generator().manual_seed(0))
             assert z.shape == u_z.shape == model.latent_shapes(2, batch.groups)[0]
             assert r.shape == u_r.shape and torch.isfinite(u_z).all() and torch.isfinite(u_r).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["frames", "latents"])
+def test_a_stopped_run_on_shards_goes_on_with_the_same_losses(tmp_path, kind):
+    from rays_as_pixels_model.checkpoint import default_checkpoint
+
+    _, cut, videos = latent_shards(tmp_path / "latents")
+    write(tmp_path / "frames", videos, cut=replace(cut, frames=6))
+
+    def train(out, stop=lambda: False):
+        run = RunConfig(tmp_path / out, log_every=1, eval_every=0, pictures_every=0, tensorboard=False,
+                        init=default_checkpoint(), prefetch=2)  # fmt: skip
+        config = TrainConfig(batch=2, steps=2, warmup=0, precision="float32")
+        Trainer(config, run, open_shards(tmp_path / kind, seed=1)).run(stop=stop)
+        lines = map(json.loads, (tmp_path / out / "log.jsonl").read_text().splitlines())
+        return {line["step"]: line["loss"] for line in lines if "loss" in line}
+
+    whole = train("whole")
+    asked = iter([False])
+    assert list(train("parts", lambda: next(asked, True))) == [1]
+    assert train("parts") == whole and list(whole) == [1, 2]
 
 
 def test_latents_of_another_codec_are_refused(tmp_path):
