@@ -198,8 +198,10 @@ def _covariance(directions: np.ndarray, weights: np.ndarray, error: np.ndarray, 
     freedom = np.maximum(count - 2, 1.0) * _KEPT            # 3 values a cell, 6 of them spent on the camera
     noise = np.einsum("tc,tci,tcj->tij", share, error, error) * (count / freedom)[:, None, None]
     noise = noise + 1e-12 * np.eye(3)
-    information = np.einsum("tc,tcia,tcib->tab", share, jacobian, jacobian)
-    scatter = np.einsum("tc,tcia,tij,tcjb->tab", share**2, jacobian, noise, jacobian)
+    flat = jacobian.reshape(frames, -1, 6)                                                      # (T, 3 c, 6)
+    each = np.repeat(share, 3, axis=1)[..., None]                                               # (T, 3 c, 1)
+    information = np.swapaxes(each * flat, 1, 2) @ flat
+    scatter = np.swapaxes(each**2 * flat, 1, 2) @ (noise[:, None] @ jacobian).reshape(flat.shape)
     inverse = np.linalg.inv(information + 1e-9 * np.eye(6))
     return inverse @ scatter @ inverse + 1e-15 * np.eye(6)
 

@@ -1,15 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
 """The evaluation: perfect and absent knowledge get the figures they should, and the shipped model beats guessing."""
 
+import json
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
 
+from rays_as_pixels_model.comparison import psnr
+from rays_as_pixels_model.geometry import invert, rotation_angle_deg
 from rays_as_pixels_model.pipeline import Pipeline
-from rays_as_pixels_model.raxels import make_raxels_batch
+from rays_as_pixels_training import evaluate
 from rays_as_pixels_training.data.procedural import ClipConfig
-from rays_as_pixels_training.data.windows import relative_poses
-from rays_as_pixels_training.held_out import clip_length, evaluate_pose, evaluate_views, held_out_clips, markdown
+from rays_as_pixels_training.eval_pose import (
+    clip_trajectories,
+    default_steps,
+    find_cameras,
+    pose_report,
+    window_raxels,
+)
+from rays_as_pixels_training.eval_views import closed_loop, render_cases, view_report
+from rays_as_pixels_training.eval_windows import whole_clips
+from rays_as_pixels_training.held_out import clip_length, held_out_clips, held_out_windows
+from rays_as_pixels_training.perceptual import Weights
+
+FREE = ("rays_as_pixels", "identity", "constant_velocity")
 
 
 @pytest.fixture(scope="module")
@@ -17,40 +35,215 @@ def pipe():
     return Pipeline.from_checkpoint(device="cpu")
 
 
-def clips_for(pipe, count):
-    size = {"height": pipe.config.height, "width": pipe.config.width}
-    return held_out_clips(count, ClipConfig(frames=clip_length(pipe.config.frames), **size))
+@pytest.fixture(scope="module")
+def windows(pipe):
+    return held_out_windows(4, pipe.config.frames, (pipe.config.width, pipe.config.height))
 
 
-def test_a_model_that_knows_the_cameras_has_no_error(pipe, monkeypatch):
-    clips = clips_for(pipe, 4)
-    index = 4 + 2 * np.arange(pipe.config.frames)
-    T = relative_poses(
-        np.stack([c.T_world_camera[index] for c in clips]),
-        np.stack([c.scene_scale[index] for c in clips]),
-        np.zeros(4, int),
-    )
-    k = torch.tensor([[c.intrinsics.fx, c.intrinsics.fy, c.intrinsics.cx, c.intrinsics.cy] for c in clips])
-    height, width = pipe.config.height, pipe.config.width
-    truth = make_raxels_batch(
-        torch.from_numpy(T[..., :3, :3]), torch.from_numpy(T[..., :3, 3]), k, (width, height), height // 2, width // 2
-    )
+@pytest.fixture
+def knows_the_cameras(pipe, windows, monkeypatch):
+    """A model that decodes the true raxels whatever it is shown."""
+    T = torch.from_numpy(np.stack([w.T_first_camera() for w in windows]))
+    truth = window_raxels(pipe, T, [w.intrinsics for w in windows])
     monkeypatch.setattr(Pipeline, "estimate_batch", lambda self, video, *_: truth)
-    report = evaluate_pose(pipe, clips, steps=(2,))
-    assert report["rays_as_pixels"]["rotation_error_deg_median"] < 0.01
-    assert report["rays_as_pixels"]["translation_direction_error_deg_median"] < 0.1
-    assert report["identity"]["rotation_error_deg_median"] > 1
-    assert report["identity"]["translation_direction_error_deg_median"] == 90
+
+
+def test_held_out_windows_are_every_second_frame_of_the_held_out_clips(pipe, windows):
+    size = {"height": pipe.config.height, "width": pipe.config.width}
+    clips = held_out_clips(4, ClipConfig(frames=clip_length(pipe.config.frames), **size))
+    index = 4 + 2 * np.arange(pipe.config.frames)
+    for window, clip in zip(windows, clips, strict=True):
+        np.testing.assert_array_equal(window.frames, clip.frames[index])
+        np.testing.assert_array_equal(window.T_world_camera, clip.T_world_camera[index])
+        assert window.unit == pytest.approx(clip.scene_scale[4]) and window.intrinsics == clip.intrinsics
+        np.testing.assert_array_equal(window.views["one_source"].sources, clip.frames[[4]])
+        np.testing.assert_array_equal(window.views["one_source"].target, clip.frames[10])
+        np.testing.assert_array_equal(window.views["two_sources"].sources, clip.frames[[4, 12]])
+        np.testing.assert_array_equal(window.views["two_sources"].target, clip.frames[8])
+
+
+def test_full_resolution_frames_show_the_same_views(windows):
+    large = windows[0].full()
+    height, width = windows[0].frames.shape[1:3]
+    assert large.shape[1:3] == (4 * height, 4 * width)
+    small = large.reshape(len(large), height, 4, width, 4, 3).mean((2, 4)).astype(np.uint8)
+    same = [psnr(a, b) for a, b in zip(small, windows[0].frames, strict=True)]
+    other = psnr(small[0], windows[0].frames[-1])
+    assert min(same) > 22 and min(same) > other + 4
+
+
+def test_a_model_that_knows_the_cameras_has_no_error(pipe, windows, knows_the_cameras):
+    report = pose_report(find_cameras(pipe, windows, FREE, steps=(2,)), windows)
+    for method in ("rays_as_pixels", "rays_as_pixels_2_steps"):
+        errors = report[method]
+        assert errors["rotation_error_deg_median"] < 0.01 and errors["AUC@5"] > 98 and errors["failed"] == 0
+        assert errors["translation_direction_error_deg_median"] < 0.1
+        assert errors["ATE_se3"] < 1e-3 and errors["RPE_translation"] < 1e-3
+    still = report["identity"]
+    assert still["rotation_error_deg_median"] > 1 and still["translation_direction_error_deg_median"] == 90
+    assert still["ATE_sim3"] > 0.01
+
+
+def test_raxels_of_no_camera_are_counted_as_failed_and_stand_still(pipe, windows, monkeypatch):
+    T = torch.from_numpy(np.stack([w.T_first_camera() for w in windows]))
+    raxels = window_raxels(pipe, T, [w.intrinsics for w in windows])
+    raxels[1] = 0
+    monkeypatch.setattr(Pipeline, "estimate_batch", lambda self, video, *_: raxels)
+    found = find_cameras(pipe, windows, ("rays_as_pixels",), steps=())["rays_as_pixels"]
+    assert found.failed.tolist() == [False, True, False, False]
+    np.testing.assert_array_equal(found.T_first_camera[1], np.tile(np.eye(4), (pipe.config.frames, 1, 1)))
+
+
+def test_the_default_rows_are_what_the_pipeline_does_by_default(pipe, windows):
+    found = find_cameras(pipe, windows[:1], ("rays_as_pixels",), steps=(1, 2))
+    usual = default_steps(Pipeline.estimate_trajectory)
+    assert found["rays_as_pixels"] is found[f"rays_as_pixels_{usual}_steps"]
+    alone = pipe.estimate_trajectory(windows[0].frames, windows[0].intrinsics).T_reference_camera
+    np.testing.assert_allclose(found["rays_as_pixels"].T_first_camera[0], alone, atol=1e-4)
+    cases = render_cases(pipe, windows[:1], ("rays_as_pixels",), steps=(1,))
+    case = windows[0].views["two_sources"]
+    views = pipe.render_views(case.sources, case.T_world_source, windows[0].intrinsics, case.T_world_target[None],
+                              metres_per_unit=float(case.units[0]))  # fmt: skip
+    assert psnr(cases["two_sources"]["rays_as_pixels"][0], views.frames[0]) > 45
+
+
+def test_views_of_the_baselines_and_cameras_found_in_the_videos(pipe, windows, knows_the_cameras):
+    cases = render_cases(pipe, windows, ("copy_nearest", "rotation_warp"), steps=())
+    report = view_report(pipe, windows, cases, Weights())
+    assert report["rotation_warp"]["psnr"] > report["copy_nearest"]["psnr"]
+    assert report["truth"]["R_err"] < 1e-3 and report["truth"]["T_err"] < 1e-3
+    rows = report["copy_nearest"]
+    counts = [rows[c]["views"] for c in ("one_source", "two_sources")]
+    pooled = np.average([rows[c]["psnr"] for c in ("one_source", "two_sources")], weights=counts)
+    assert rows["psnr"] == pytest.approx(pooled) and rows["views"] == sum(counts)
+
+
+def test_the_closed_loop_of_a_perfect_renderer_has_no_error(pipe, windows, monkeypatch):
+    """Whatever the estimate is, a renderer that gives the true frames leads to the same estimate again."""
+    frames = np.stack([w.frames for w in windows])
+    import rays_as_pixels_training.eval_views as module
+
+    monkeypatch.setattr(module, "render_videos", lambda *_, **__: frames)
+    loop = closed_loop(pipe, windows, Weights())
+    assert loop["R_err"] < 1e-6 and loop["T_err"] < 1e-6 and loop["psnr"] == 99 and loop["ssim"] == pytest.approx(1)
+    monkeypatch.setattr(module, "render_videos", lambda *_, **__: frames[::-1].copy())
+    assert closed_loop(pipe, windows, Weights())["R_err"] > 0.01
+
+
+@pytest.mark.slow
+def test_opencv_and_colmap_find_the_cameras_of_rendered_clips(pipe, windows):
+    pytest.importorskip("pycolmap")
+    windows = windows[:3]
+    found = find_cameras(pipe, windows, ("opencv_vo", "colmap"), colmap_windows=1)
+    report = pose_report(found, windows)
+    assert report["opencv_vo"]["rotation_error_deg_median"] < 0.5 and report["opencv_vo"]["ATE_sim3"] < 0.005
+    assert report["opencv_vo"]["translation_direction_error_deg_median"] < 10 and report["opencv_vo"]["failed"] == 0
+    assert report["colmap"]["windows"] == 1 and report["colmap"]["rotation_error_deg_median"] < 0.5
+    assert np.isnan(report["colmap"]["ATE_se3"])
+
+
+def test_opencv_says_when_there_is_nothing_to_see(windows):
+    from rays_as_pixels_training.baselines_opencv import MotionNotFound, window_trajectory
+
+    blank = np.full((3, 64, 96, 3), 90, np.uint8)
+    with pytest.raises(MotionNotFound):
+        window_trajectory(blank, windows[0].intrinsics)
+
+
+@pytest.fixture
+def posed_folder(tmp_path, pipe):
+    """A posed-images folder of 13 rendered frames at twice the model's size."""
+    import cv2
+
+    config = ClipConfig(frames=13, height=2 * pipe.config.height, width=2 * pipe.config.width)
+    clip = held_out_clips(1, config)[0]
+    (tmp_path / "clip" / "images").mkdir(parents=True)
+    fx, fy, cx, cy = clip.intrinsics.to_opencv()
+    frames = []
+    for number, (frame, T) in enumerate(zip(clip.frames, clip.T_world_camera, strict=True)):
+        name = f"images/{number:03d}.png"
+        cv2.imwrite(str(tmp_path / "clip" / name), frame[..., ::-1])
+        frames.append({"file": name, "fx": fx, "fy": fy, "cx": cx, "cy": cy, "T_world_camera": T.tolist()})
+    about = {"width": config.width, "height": config.height, "fps": 10, "frames": frames}
+    (tmp_path / "clip" / "cameras.json").write_text(json.dumps(about))
+    return tmp_path / "clip", clip
+
+
+def test_windows_of_a_video_meet_end_to_end_and_chain_to_its_path(pipe, posed_folder):
+    folder, clip = posed_folder
+    args = evaluate.make_parser().parse_args(["--suite", str(folder)])
+    windows = evaluate.make_windows(args, pipe)
+    assert [w.start for w in windows] == [1, 5] and whole_clips(windows) == {"clip": [0, 1]}
+    assert 0.7 < windows[0].unit / clip.scene_scale[1] < 1.5
+    before = invert(clip.T_world_camera[0]) @ clip.T_world_camera[1]
+    np.testing.assert_allclose(windows[0].T_before[:3, :3], before[:3, :3], atol=1e-6)
+    found = find_cameras(pipe, windows, ("identity",), steps=())
+    estimate, truth = clip_trajectories(found, windows)["clip"]["identity"]
+    poses = clip.T_world_camera[1:10]
+    np.testing.assert_allclose(truth, invert(poses[0]) @ poses, atol=1e-6)
+    assert rotation_angle_deg(estimate[-1, :3, :3]) == 0
+    few = evaluate.make_windows(evaluate.make_parser().parse_args(["--suite", str(folder), "--windows", "1"]), pipe)
+    assert len(few) == 1 and whole_clips(few) == {}
+
+
+@pytest.mark.slow
+def test_the_command_judges_a_strangers_images_the_same_each_time(posed_folder, tmp_path):
+    folder, _ = posed_folder
+
+    def run(name, *more):
+        command = ["--suite", str(folder), "--steps", "1", "2", "--colmap-windows", "1", "--json", str(tmp_path / name)]
+        assert evaluate.main([*command, *more]) == 0
+        return (tmp_path / name).read_text()
+
+    text = run("a.json", "--plots", str(tmp_path / "plots"))
+    report = json.loads(text)
+    assert report["windows"] == 2 and set(report["views"]) >= {"rays_as_pixels", "copy_nearest", "rotation_warp"}
+    assert set(report["pose"]) >= {"rays_as_pixels", "identity", "constant_velocity", "opencv_vo", "colmap"}
+    assert set(report["pose"]["opencv_vo"]) >= {"RRA@5", "RTA@15", "AUC@30", "mRRA@30", "rotation_error_deg_median"}
+    assert report["clips"]["clip"]["trajectory"]["opencv_vo"]["ATE_sim3"] >= 0 and report["closed_loop"]["R_err"] > 0
+    plots = {"pose_accuracy.png", "steps.png", "views_one_source.png", "views_two_sources.png", "trajectories.png"}
+    assert {p.name for p in (tmp_path / "plots").iterdir()} == plots
+    assert run("b.json") == text
+
+
+@pytest.mark.parametrize(
+    "arguments, status, says",
+    [
+        (["--windows", "0"], 2, "--windows: must be a whole number of at least 1, got 0"),
+        (["--suite", "procedural", "x"], 2, "takes 'procedural' or paths, got both: procedural x"),
+        (["--stride", "2"], 2, "are for --suite PATH"),
+        (["--methods", "magic"], 2, "invalid choice: 'magic'"),
+        (["--fid", "none.pt"], 2, "--fid: none.pt: no such file"),
+        (["--suite", "nowhere"], 1, "nowhere: no such file or folder"),
+    ],
+)
+def test_bad_arguments_end_with_one_line(arguments, status, says, capsys):
+    try:
+        code = evaluate.main(arguments)
+    except SystemExit as stop:
+        code = stop.code
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert code == status and error.startswith("rays-as-pixels eval: error: ") and says in error
+
+
+def test_help_loads_nothing_heavy():
+    code = "import sys; from rays_as_pixels_training import evaluate; print('torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ), check=True
+    )
+    assert done.stdout.strip() == "False"
 
 
 @pytest.mark.slow
 def test_the_shipped_model_beats_guessing(pipe):
     """Looser than the figures of docs/training_log.md, which 200 windows give; a broken checkpoint fails by far."""
-    clips = clips_for(pipe, 60)
-    pose, views = evaluate_pose(pipe, clips, steps=(2,)), evaluate_views(pipe, clips[:20], steps=(1,))
-    model, identity = pose["rays_as_pixels"], pose["identity"]
-    assert model["rotation_error_deg_median"] < 0.6 * identity["rotation_error_deg_median"]
-    assert model["translation_direction_error_deg_median"] < 45
-    for case in views.values():
-        assert case["rays_as_pixels_1_steps"]["psnr"] > case["copy_nearest"]["psnr"] + 1
-    assert "rays_as_pixels" in markdown({"pose": pose, "views": views})
+    windows = held_out_windows(60, pipe.config.frames, (pipe.config.width, pipe.config.height))
+    pose = pose_report(find_cameras(pipe, windows, FREE, steps=(2,)), windows)
+    cases = render_cases(pipe, windows[:20], steps=(1,))
+    for method in ("rays_as_pixels", "rays_as_pixels_2_steps"):
+        model, identity = pose[method], pose["identity"]
+        assert model["rotation_error_deg_median"] < 0.6 * identity["rotation_error_deg_median"]
+        assert model["translation_direction_error_deg_median"] < 45
+    for table in cases.values():
+        quality = {m: np.mean([psnr(a, b) for a, b in zip(v, table["truth"], strict=True)]) for m, v in table.items()}
+        assert quality["rays_as_pixels_1_steps"] > quality["copy_nearest"] + 1

@@ -61,37 +61,6 @@ def window_trajectory(frames: np.ndarray, intrinsics: Intrinsics) -> np.ndarray:
     return np.stack([*out, T_last])
 
 
-def scene_depth(frames: np.ndarray, intrinsics: Intrinsics, T_world_camera: np.ndarray) -> float:
-    """Harmonic mean depth of the first frame's features, triangulated with known cameras.
-
-    The view of the window that moved most from the first is matched with it.
-
-    Args:
-        frames: (T, H, W, 3) uint8; T_world_camera: (T, 4, 4).
-
-    Returns:
-        depth in the poses' unit.
-
-    Raises:
-        MotionNotFound: too few points with parallax.
-    """
-    T = invert(T_world_camera[0]) @ T_world_camera
-    other = int(np.argmax(np.linalg.norm(T[:, :3, 3], axis=1)))
-    a, b = _features(frames[0]), _features(frames[other])
-    left, right = _matches(a, b)
-    if len(left) < _LEAST_MATCHES:
-        raise MotionNotFound(f"{len(left)} matched features do not tell the scene's depth; needs {_LEAST_MATCHES}")
-    k = _matrix(intrinsics)
-    points = _triangulate(np.eye(4), T[other], a[0][left], b[0][right], k)
-    good = _in_front(points, T[other]) & (_reprojection(points, np.eye(4), a[0][left], k) < 2 * _PIXELS)
-    good &= _reprojection(points, T[other], b[0][right], k) < 2 * _PIXELS
-    if good.sum() < _LEAST_MATCHES:
-        raise MotionNotFound(
-            f"{int(good.sum())} matched features agree with the cameras; the scene's depth needs {_LEAST_MATCHES}"
-        )
-    return float(1 / np.mean(1 / points[good, 2]))
-
-
 def _features(frame: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """SIFT: positions (n, 2) float64 in OpenCV's pixels, root-normalised descriptors (n, 128)."""
     grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
@@ -168,10 +137,3 @@ def _triangulate(T_a: np.ndarray, T_b: np.ndarray, x: np.ndarray, y: np.ndarray,
 def _in_front(points: np.ndarray, T_b: np.ndarray) -> np.ndarray:
     inverse = invert(T_b)
     return (points[:, 2] > 1e-6) & ((points @ inverse[:3, :3].T + inverse[:3, 3])[:, 2] > 1e-6)
-
-
-def _reprojection(points: np.ndarray, T: np.ndarray, pixels: np.ndarray, k: np.ndarray) -> np.ndarray:
-    inverse = invert(T)
-    image = (points @ inverse[:3, :3].T + inverse[:3, 3]) @ k.T
-    depth = np.where(np.abs(image[:, 2:]) < 1e-9, 1e-9, image[:, 2:])
-    return np.linalg.norm(image[:, :2] / depth - pixels, axis=1)

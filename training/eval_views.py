@@ -22,6 +22,7 @@ from .metrics import camera_errors, psnr, ssim
 from .perceptual import Weights
 
 METHODS = ("rays_as_pixels", "copy_nearest", "rotation_warp")
+_MEANS = ("psnr", "ssim", "lpips")
 _MOVING_DB = 30.0  # a view counts as moving content when copying the nearest source is below this PSNR
 
 
@@ -131,10 +132,20 @@ def view_report(pipe: Pipeline, windows: Sequence[EvalWindow], cases: dict, weig
         holds what it finds in the true frames, below which no video can be expected.
     """
     methods = list(dict.fromkeys(m for table in cases.values() for m in table if m != "truth"))
-    out = {m: _pictures([(t[m], t["truth"]) for t in cases.values()], weights) for m in methods}
+    out = {}
     for method in methods:
-        for name, table in cases.items():
-            out[method][name] = _pictures([(table[method], table["truth"])], weights)
+        parts = {name: _pictures(table[method], table["truth"], weights) for name, table in cases.items()}
+        counts = [part["views"] for part in parts.values()]
+        pooled = {
+            k: float(np.average([p[k] for p in parts.values()], weights=counts))
+            for k in _MEANS
+            if k in next(iter(parts.values()))
+        }
+        if weights.fid:
+            pooled["fid"] = perceptual.frechet(
+                weights.fid, *(np.concatenate([t[m] for t in cases.values()]) for m in (method, "truth"))
+            )
+        out[method] = {**pooled, "views": sum(counts), **parts}
     truth, true_cameras = np.stack([w.frames for w in windows]), np.stack([w.T_first_camera() for w in windows])
     intrinsics = [w.intrinsics for w in windows]
     for method, video in {"truth": truth, **_videos(pipe, windows, methods, true_cameras, seed)}.items():
@@ -142,7 +153,7 @@ def view_report(pipe: Pipeline, windows: Sequence[EvalWindow], cases: dict, weig
         row = out.setdefault(method, {})
         row.update(camera_errors(found, true_cameras))
         if weights.fvd and method != "truth":
-            row["fvd"] = perceptual.fvd(weights.fvd, truth, video)
+            row["fvd"] = perceptual.frechet(weights.fvd, truth, video)
     return out
 
 
@@ -169,9 +180,8 @@ def _scaled(video: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(video)).float() * (2 / 255) - 1
 
 
-def _pictures(pairs: list[tuple[np.ndarray, np.ndarray]], weights: Weights) -> dict[str, float]:
-    """Figures of pictures against true ones."""
-    a, b = (np.concatenate(side) for side in zip(*pairs, strict=True))
+def _pictures(a: np.ndarray, b: np.ndarray, weights: Weights) -> dict[str, float]:
+    """Figures of pictures (N, H, W, 3) against true ones."""
     out = {
         "psnr": float(np.mean([psnr(x, y) for x, y in zip(a, b, strict=True)])),
         "ssim": float(np.mean([ssim(x, y) for x, y in zip(a, b, strict=True)])),
@@ -180,7 +190,7 @@ def _pictures(pairs: list[tuple[np.ndarray, np.ndarray]], weights: Weights) -> d
     if weights.lpips:
         out["lpips"] = perceptual.lpips(weights.lpips, a, b)
     if weights.fid and len(a) > 1:
-        out["fid"] = perceptual.fid(weights.fid, a, b)
+        out["fid"] = perceptual.frechet(weights.fid, a, b)
     return out
 
 
@@ -189,7 +199,8 @@ def closed_loop(pipe: Pipeline, windows: Sequence[EvalWindow], weights: Weights,
 
     Returns:
         R_err (radians) and T_err (model units) of the second trajectory against the first, over all frames but the
-        first; the same of the last frame as medians and p90; `first_rotation_deg_median`, how far the first trajectory
+        first, as `rays_as_pixels_model.closed_loop` defines them (which takes windows of one camera, one by one); the
+        same of the last frame as medians and p90; `first_rotation_deg_median`, how far the first trajectory
         turns (what standing still would be off by); PSNR, SSIM (and LPIPS, FID, FVD) of the video, and the PSNR of
         repeating the first frame.
     """
@@ -209,10 +220,10 @@ def closed_loop(pipe: Pipeline, windows: Sequence[EvalWindow], weights: Weights,
         "translation_error_median": float(np.median(moved)),
         "translation_error_p90": float(np.percentile(moved, 90)),
         "first_rotation_deg_median": float(np.median(rotation_angle_deg(first[:, -1, :3, :3]))),
-        **_pictures([tuple(frames)], weights),
+        **_pictures(*frames, weights),
         "psnr_of_repeating_the_first_frame": float(np.mean(still)),
         "windows": len(windows),
     }
     if weights.fvd:
-        out["fvd"] = perceptual.fvd(weights.fvd, truth, video)
+        out["fvd"] = perceptual.frechet(weights.fvd, truth, video)
     return out

@@ -14,8 +14,8 @@ import numpy as np
 
 from rays_as_pixels_model.geometry import Intrinsics, fit_frames, invert
 
-from .baselines_opencv import scene_depth
 from .data.posed import DatasetError, PosedVideo
+from .data.scale import with_scene_scale
 
 # Views in steps from a window's first frame: the sources and the target.
 VIEW_CASES = {"one_source": ((0,), 3), "two_sources": ((0, 4), 2)}
@@ -100,11 +100,11 @@ def video_windows(
         starts = [
             s[np.linspace(0, len(s) - 1, share).round().astype(int)] for s, share in zip(starts, shares, strict=True)
         ]
-    return [
-        _video_window(video, int(start), frames, size, stride)
-        for video, own in zip(videos, starts, strict=True)
-        for start in own
-    ]
+    windows = []
+    for video, own in zip(videos, starts, strict=True):
+        known = with_scene_scale(video)
+        windows += [_video_window(known, int(start), frames, size, stride) for start in own]
+    return windows
 
 
 def _video_window(video: PosedVideo, start: int, frames: int, size: tuple[int, int], stride: int) -> EvalWindow:
@@ -116,10 +116,7 @@ def _video_window(video: PosedVideo, start: int, frames: int, size: tuple[int, i
         return np.stack([video.load(int(i)) for i in index])
 
     pictures = full()
-    if video.scene_scale is not None:
-        units = np.asarray(video.scene_scale[index], dtype=np.float64)
-    else:
-        units = np.full(frames, scene_depth(pictures, camera, poses))
+    units = np.asarray(video.scene_scale[index], dtype=np.float64)
     fitted, fitted_camera = fit_frames(pictures, camera, *size)
     before = invert(video.T_world_camera[start - stride]) @ poses[0]
     before[:3, 3] /= units[0]

@@ -42,7 +42,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--colmap-windows", type=whole, default=20, metavar="N",
                         help="COLMAP takes seconds a window and gets at most this many (default: 20)")  # fmt: skip
     parser.add_argument("--least-motion", type=float, default=0.02, metavar="X",
-                        help="below this motion, in scene depths, a window has no direction (default: 0.02)")  # fmt: skip
+                        help="in scene depths: a window that moved less has no direction (default: 0.02)")  # fmt: skip
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report here")

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from rays_as_pixels_model.comparison import psnr
+from rays_as_pixels_model.comparison import psnr, ssim
 from rays_as_pixels_model.geometry import direction_angle_deg, invert, rotation_angle_deg
 
 __all__ = ["LEAST_MOTION", "area_under_accuracy", "camera_errors", "last_against_first", "pose_errors", "psnr", "ssim"]
@@ -80,14 +80,3 @@ def camera_errors(estimated: np.ndarray, asked: np.ndarray) -> dict[str, float]:
         "R_err": float(np.radians(rotation_angle_deg(difference[..., :3, :3])).mean()),
         "T_err": float(np.linalg.norm(difference[..., :3, 3], axis=-1).mean()),
     }
-
-
-def ssim(a: np.ndarray, b: np.ndarray) -> float:
-    """SSIM of uint8 pictures (H, W, 3) as first published: Gaussian windows of sigma 1.5, mean over the channels."""
-    from skimage.metrics import structural_similarity
-
-    return float(
-        structural_similarity(
-            a, b, channel_axis=2, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=255
-        )
-    )

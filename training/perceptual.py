@@ -1,15 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """LPIPS, FID and FVD with networks that the user gives as TorchScript files; none is shipped or downloaded.
 
-Axes: N pictures or videos, T frames, H W pixels, F features.
+FID and FVD networks give features, as `rays_as_pixels_model.features` calls them. A LPIPS network is called with two
+(N, 3, H, W) float32 in [-1, 1] and returns N distances of any shape.
 
-| figure | the file is called with | and returns |
-|---|---|---|
-| LPIPS | two (N, 3, H, W) float32 in [-1, 1] | N distances, any shape |
-| FID | (N, 3, H, W) uint8 | (N, F) features |
-| FVD | (N, 3, T, H, W) float32 in [-1, 1] | (N, F) features |
-
-A network that wants another size or range has to resize and scale inside.
+Axes: N pictures or videos, T frames, H W pixels.
 """
 
 from __future__ import annotations
@@ -19,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+
+from rays_as_pixels_model.features import FeatureError, Features, frechet_distance
 
 _BATCH = 16
 
@@ -32,64 +29,30 @@ class Weights:
     fvd: Path | None = None
 
 
-def load_network(path: Path, device: str | torch.device = "cpu"):
-    """Load a TorchScript file as a function of tensors.
-
-    Raises:
-        ValueError: not such a file; names it.
-    """
-    try:
-        return torch.jit.load(str(path), map_location=device).eval()
-    except (RuntimeError, ValueError, OSError) as error:
-        raise ValueError(f"{path}: not a TorchScript file: {str(error).splitlines()[0]}") from error
+def frechet(path: Path, a: np.ndarray, b: np.ndarray) -> float:
+    """FID of pictures (N, H, W, 3) uint8, or FVD of videos (N, T, H, W, 3). Few of them bias it upwards."""
+    features = Features(path)
+    return frechet_distance(features(a), features(b))
 
 
 @torch.no_grad()
-def _run(path: Path, *inputs: torch.Tensor) -> np.ndarray:
-    network, out = load_network(path), []
-    try:
-        for start in range(0, len(inputs[0]), _BATCH):
-            out.append(network(*(x[start : start + _BATCH] for x in inputs)).float().cpu().numpy())
-    except RuntimeError as error:
-        shapes = ", ".join(str(tuple(x.shape[1:])) for x in inputs)
-        raise ValueError(f"{path}: does not take inputs (N, ...) of {shapes}: {str(error).splitlines()[-1]}") from error
-    return np.concatenate(out)
-
-
 def lpips(path: Path, a: np.ndarray, b: np.ndarray) -> float:
-    """Mean LPIPS of pictures (N, H, W, 3) uint8."""
-    scaled = [torch.from_numpy(x).permute(0, 3, 1, 2).float() * (2 / 255) - 1 for x in (a, b)]
-    return float(_run(path, *scaled).reshape(len(a), -1).mean())
-
-
-def fid(path: Path, a: np.ndarray, b: np.ndarray) -> float:
-    """FID of two sets of pictures (N, H, W, 3) uint8. Far more pictures than features make it mean something."""
-    return frechet_distance(*(_features(path, torch.from_numpy(x).permute(0, 3, 1, 2)) for x in (a, b)))
-
-
-def fvd(path: Path, a: np.ndarray, b: np.ndarray) -> float:
-    """FVD of two sets of videos (N, T, H, W, 3) uint8."""
-    moved = (torch.from_numpy(x).permute(0, 4, 1, 2, 3).float() * (2 / 255) - 1 for x in (a, b))
-    return frechet_distance(*(_features(path, x) for x in moved))
-
-
-def _features(path: Path, inputs: torch.Tensor) -> np.ndarray:
-    out = _run(path, inputs.contiguous())
-    return out.reshape(len(out), -1).astype(np.float64)
-
-
-def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
-    """Frechet distance of Gaussians fitted to features (N, F) and (M, F), N, M >= 2.
-
-    |mean_a - mean_b|^2 + tr(A + B - 2 (A B)^(1/2)). The trace of the root is the sum of the singular values of the
-    product of the two centred, normalised feature matrices, so that no root of a matrix is needed.
+    """Mean LPIPS of pictures (N, H, W, 3) uint8.
 
     Raises:
-        ValueError: fewer than two rows, or different numbers of features.
+        FeatureError: not a TorchScript file, or not one that takes two pictures.
     """
-    if min(len(a), len(b)) < 2 or a.shape[1] != b.shape[1]:
-        raise ValueError(f"a Frechet distance needs two or more rows of equal length, got {a.shape} and {b.shape}")
-    mean_a, mean_b = a.mean(0), b.mean(0)
-    left, right = (a - mean_a) / np.sqrt(len(a) - 1), (b - mean_b) / np.sqrt(len(b) - 1)
-    root = np.linalg.svd(left @ right.T, compute_uv=False).sum()
-    return float(((mean_a - mean_b) ** 2).sum() + (left**2).sum() + (right**2).sum() - 2 * root)
+    try:
+        network = torch.jit.load(str(path), map_location="cpu").eval()
+    except RuntimeError as error:
+        raise FeatureError(f"{path}: not a TorchScript file: {str(error).strip().splitlines()[0]}") from None
+    x, y = (torch.from_numpy(v).permute(0, 3, 1, 2).float() * (2 / 255) - 1 for v in (a, b))
+    out = []
+    for start in range(0, len(x), _BATCH):
+        part = slice(start, start + _BATCH)
+        try:
+            out.append(network(x[part], y[part]).float().numpy().reshape(len(x[part]), -1).mean(1))
+        except RuntimeError as error:
+            said = str(error).strip().splitlines()[-1]
+            raise FeatureError(f"{path}: does not take two (N, 3, H, W) of {tuple(x.shape)}: {said}") from None
+    return float(np.concatenate(out).mean())

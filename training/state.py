@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import warnings
 from pathlib import Path
 
 import torch
@@ -92,7 +93,8 @@ def load_state(state: Path, modules: dict[str, nn.Module], optimizers: list[torc
         stored = {k: list(m.size) for k, m in meta.items()}
         _check(state, wanted, stored)
         alone = not torch.distributed.is_initialized()
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that one process reads alone is meant
             dcp.load({k: wanted[k] for k in stored}, checkpoint_id=state, no_dist=alone)
     _forget(modules, optimizers, stored)
     return read_facts(state)

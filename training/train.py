@@ -61,8 +61,7 @@ def _train(settings: Settings, processes) -> int:
     console = Console(stderr=True, quiet=not processes.first, highlight=False)
     # The run ends between two steps, with its state saved; the signals may come in the middle of one.
     interrupted = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: interrupted.set())
+    before = {n: signal.signal(n, lambda *_: interrupted.set()) for n in (signal.SIGTERM, signal.SIGINT)}
     workers: list[subprocess.Popen] = []
     try:
         try:
@@ -95,6 +94,8 @@ def _train(settings: Settings, processes) -> int:
     except (ValueError, FloatingPointError, OSError) as error:
         return _fail(error, 1)
     finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
         for worker in workers:
             worker.terminate()
         for worker in workers:
