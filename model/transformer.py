@@ -144,6 +144,7 @@ class JointTransformer(nn.Module):
         mod_z = self.modulation_z(F.silu(self.time_z(t_z))).unflatten(-1, (-1, width))              # (B, L, 9, D)
         mod_r = self.modulation_r(F.silu(self.time_r(t_r))).unflatten(-1, (-1, width))              # (B, T, 9, D)
         masks = frame_mask(exists_z, h * w), frame_mask(exists_r, h * w // 4)
+        middle = x_z
         for number, block in enumerate(self.blocks):
             if number == len(self.blocks) // 2 + 1:
                 middle = x_z
