@@ -12,10 +12,11 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from rays_as_pixels_training.config import TrainConfig
+from rays_as_pixels_training.config import RunConfig, TrainConfig
 from rays_as_pixels_training.data.procedural import ClipConfig, ClipPool, fill
+from rays_as_pixels_training.data.source import PoolSource
 from rays_as_pixels_training.loop import Trainer
-from rays_as_pixels_training.tasks import draw_task, noised
+from rays_as_pixels_training.tasks import draw_step, noised
 
 
 def median_seconds(run: Callable[[], object], repeats: int = 7) -> float:
@@ -58,20 +59,23 @@ def measure(preset: str, batch: int, compile_model: bool) -> dict:
         )
         render = (time.perf_counter() - start) / 16
         torch.set_num_threads(threads)
-        pool = ClipPool(Path(folder) / "clips")
+        source = PoolSource(ClipPool(Path(folder) / "clips"))
         config = TrainConfig(preset=preset, batch=batch, slots=16, tasks=(1, 0, 0))
-        trainer = Trainer(config, pool, Path(folder) / "run", compile_model=compile_model)
-        drawn = draw_task(pool, pool.ready(), config, trainer.model.config, 0)
+        run = RunConfig(Path(folder) / "run", compile=compile_model, eval_every=0, pictures_every=0, tensorboard=False)
+        trainer = Trainer(config, run, source)
+        learner, shape = trainer.learner, trainer.learner.model.config
+        drawn = draw_step(source, trainer.config, shape, 0)
         generator = torch.Generator().manual_seed(0)
         counter = FlopCounterMode(display=False)
-        network, trainer._net = trainer._net, trainer.model.transformer
+        network, learner.net = learner.net, learner.model.transformer
         with counter:
-            trainer.loss(drawn).backward()
-        trainer._net = network
+            losses = [x for part in drawn.values() for x in vars(learner.losses(part, 0)).values()]
+            sum(x for x in losses if x is not None).backward()
+        learner.net = network
         parts = {
-            "data": lambda: draw_task(pool, pool.ready(), config, trainer.model.config, 1),
-            "encode": lambda: noised(trainer.model, drawn, generator),
-            "whole step": lambda: trainer.train_step(drawn),
+            "data": lambda: draw_step(source, trainer.config, shape, 1),
+            "encode": lambda: [noised(learner.model, part, generator) for part in drawn.values()],
+            "whole step": lambda: learner.update(drawn, 0),
         }
         seconds = {name: median_seconds(run) for name, run in parts.items()}
     peak, flops = gemm_peak(), counter.get_total_flops()
