@@ -23,6 +23,7 @@ COMMANDS = {
     "render": ("rays_as_pixels_ros.command_render", "images to new views along an orbit or a dolly"),
     "cache": ("rays_as_pixels_training.cache", "encode a dataset (bags, posed images, ...) to shards for training"),
     "train": ("rays_as_pixels_training.train", "train a model"),
+    "ablation": ("rays_as_pixels_training.ablation", "train the paper's ablation and print its table"),
     "eval": ("rays_as_pixels_training.evaluate", "evaluate a checkpoint beside the baselines"),
     "presets": ("rays_as_pixels_ros.command_presets", "the sizes that a model can have"),
     "doctor": ("rays_as_pixels_ros.doctor", "what this machine has, and whether it is enough"),

@@ -158,6 +158,7 @@ class RunConfig:
         log_every: steps between lines of OUT/log.jsonl.
         eval_every: steps between evaluations on held-out clips, which choose OUT/best; 0 has none.
         eval_clips: held-out clips in an evaluation.
+        eval_data: folder of shards (of frames) to evaluate on, instead of rendered scenes.
         pictures_every: steps between contact sheets in OUT/pictures; 0 has none.
         tensorboard: write OUT/tensorboard too (needs tensorboard).
         minutes: stop (and save) after this long, though steps remain; 0 has no limit.
@@ -180,6 +181,7 @@ class RunConfig:
     log_every: int = 50
     eval_every: int = 1000
     eval_clips: int = 48
+    eval_data: Path | None = None
     pictures_every: int = 1000
     tensorboard: bool = True
     minutes: float = 0.0

@@ -38,7 +38,7 @@ from .pictures import contact_sheet
 from .records import Records
 from .state import load_state, read_facts, save_state, states
 from .tasks import draw_step, to_device
-from .validation import estimate, render_held_out, score
+from .validation import estimate, read_held_out, render_held_out, score
 
 _FIXED = ("preset", "attention", "camera_encoding", "optimizer")  # a state fits no other
 
@@ -246,9 +246,12 @@ class Trainer:
 
     def _clips(self) -> ClipArrays:
         if self._held_out is None:
-            shape = self.learner.model.config
+            shape, count = self.learner.model.config, self.run_config.eval_clips
+            if self.run_config.eval_data is not None:
+                self._held_out = read_held_out(self.run_config.eval_data, count, shape)
+                return self._held_out
             size = ClipConfig(frames=self.source.clip_frames, height=shape.height, width=shape.width)
-            self._held_out = render_held_out(self.run_config.eval_clips, size, self.run_config.textures)
+            self._held_out = render_held_out(count, size, self.run_config.textures)
         return self._held_out
 
     # -- writing --------------------------------------------------------------------------------------------------

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Train a model on rendered scenes or on shards of your own data.
 
-rays-as-pixels train --out out/train                                  # the micro preset on this machine
-rays-as-pixels train --out out/train                                  # again: continues from the last state
-rays-as-pixels train --out out/train --textures PHOTOS --workers 2    # with a folder of photos as textures
-rays-as-pixels train --config run.yaml --lr 0.001                     # settings from a file, arguments override it
-rays-as-pixels train --out out/train --export CHECKPOINT              # write the averaged weights at the end
-torchrun --nproc-per-node 8 -m rays_as_pixels_training.train ...      # several GPUs: docs/training.md
+    rays-as-pixels train --out out/train                                  # the micro preset on this machine
+    rays-as-pixels train --out out/train                                  # again: continues from the last state
+    rays-as-pixels train --out out/train --textures PHOTOS --workers 2    # with a folder of photos as textures
+    rays-as-pixels train --config run.yaml --lr 0.001                     # settings from a file, arguments override it
+    rays-as-pixels train --out out/train --export CHECKPOINT              # write the averaged weights at the end
+    torchrun --nproc-per-node 8 -m rays_as_pixels_training.train ...      # several GPUs: docs/training.md
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ def _train(settings: Settings, processes) -> int:
             return _fail(error, 2)
         if run.data is None:
             if processes.count == 1:
-                workers += _start_workers(run, source.pool)
-            _wait_for_clips(source.pool, settings.train, workers, interrupted, console)
+                workers += start_workers(run, source.pool)
+            wait_for_clips(source.pool, settings.train, workers, interrupted, console)
             settings = replace(settings, train=replace(settings.train, slots=source.pool.slots))
         if interrupted.is_set():
             return 130
@@ -145,7 +145,7 @@ def _open_source(settings: Settings, processes):
     return PoolSource(pool, run.out / "clips_seen.jsonl" if processes.count == 1 else None)
 
 
-def _start_workers(run: RunConfig, pool) -> list[subprocess.Popen]:
+def start_workers(run: RunConfig, pool) -> list[subprocess.Popen]:
     """Start the renderers; each fills its own residue class of the pool's slots, and ends when they are full."""
     folder = str(run.pool or run.out / "clips")
     command = [sys.executable, "-m", "rays_as_pixels_training.data.procedural", folder, "--with-parent"]
@@ -157,7 +157,7 @@ def _start_workers(run: RunConfig, pool) -> list[subprocess.Popen]:
                              stdout=subprocess.DEVNULL) for i in range(run.workers)]  # fmt: skip
 
 
-def _wait_for_clips(pool, config: TrainConfig, workers: list, interrupted: threading.Event, console) -> None:
+def wait_for_clips(pool, config: TrainConfig, workers: list, interrupted: threading.Event, console) -> None:
     wanted = min(config.min_clips, pool.slots)
     while (count := len(pool.ready())) < wanted and not interrupted.is_set():
         if not workers or any(worker.poll() not in (None, 0) for worker in workers):

@@ -11,11 +11,13 @@ Axes: N windows, T frames.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from rays_as_pixels_model.config import ModelConfig
 from rays_as_pixels_model.geometry import Intrinsics
 from rays_as_pixels_model.joint import RaysAsPixels
 from rays_as_pixels_model.pipeline import Pipeline
@@ -46,6 +48,24 @@ def render_held_out(count: int, config: ClipConfig, textures: str | None = None)
         np.array([[c.intrinsics.fx, c.intrinsics.fy, c.intrinsics.cx, c.intrinsics.cy] for c in clips], np.float32),
         np.stack([c.scene_scale for c in clips]).astype(np.float32),
     )
+
+
+def read_held_out(folder: Path, count: int, shape: ModelConfig) -> ClipArrays:
+    """Take clips from shards that are not trained on; the same shards give the same clips.
+
+    Raises:
+        ValueError: shards of latents, or of another size than the model's.
+    """
+    from .data.shards import ShardSource
+
+    source = ShardSource(folder)
+    size = (source.height, source.width)
+    if source.about["store"] != "frames" or size != (shape.height, shape.width) or source.clip_frames < shape.frames:
+        raise ValueError(
+            f"--eval-data {folder} holds {source.about['store']} of {size[0]}x{size[1]}, {source.clip_frames} to a "
+            f"clip; it takes frames of {shape.height}x{shape.width}, at least {shape.frames}"
+        )
+    return source.take(count, np.random.default_rng(0))[0]
 
 
 @dataclass(frozen=True)

@@ -90,6 +90,7 @@ class PoolSource:
         seen = _pack(self.pool.ready(), self.pool.slots)
         self._set(seen)
         if self._journal is not None:
+            self._journal.parent.mkdir(parents=True, exist_ok=True)
             with open(self._journal, "a") as file:
                 file.write(json.dumps({"taken": self._taken, "seen": seen}) + "\n")
 
