@@ -239,7 +239,7 @@ def test_the_shipped_model_beats_guessing(pipe):
     """Looser than the figures of docs/training_log.md, which 200 windows give; a broken checkpoint fails by far."""
     windows = held_out_windows(60, pipe.config.frames, (pipe.config.width, pipe.config.height))
     pose = pose_report(find_cameras(pipe, windows, FREE, steps=(2,)), windows)
-    cases = render_cases(pipe, windows[:10], steps=(1,))
+    cases = render_cases(pipe, windows[:20], steps=(1,))
     for method in ("rays_as_pixels", "rays_as_pixels_2_steps"):
         model, identity = pose[method], pose["identity"]
         assert model["rotation_error_deg_median"] < 0.6 * identity["rotation_error_deg_median"]
