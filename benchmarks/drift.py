@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Drift of stitched windows over long procedural paths: python -m benchmarks.drift [--paths 8] [--frames 500].
 
-Windows are made (a) from the true poses with noise and (b) by a checkpoint from the rendered clip; each is stitched with
-and without carrying the scale along. A window's unit is the harmonic mean depth of its first frame, as the model's is,
-so even exact windows change unit from one to the next.
+Windows are made (a) from the true poses with noise and (b) by a checkpoint from the rendered clip; each is stitched
+with and without carrying the scale along. A window's unit is the harmonic mean depth of its first frame, as the model's
+is, so even exact windows change unit from one to the next.
 
 The stitched path is put on the true one at its first frame, in the unit of the first window, and never aligned to it.
 """

@@ -59,23 +59,22 @@ def measure(preset: str, batch: int, compile_model: bool) -> dict:
         )
         render = (time.perf_counter() - start) / 16
         torch.set_num_threads(threads)
-        pool = ClipPool(Path(folder) / "clips")
+        source = PoolSource(ClipPool(Path(folder) / "clips"))
         config = TrainConfig(preset=preset, batch=batch, slots=16, tasks=(1, 0, 0))
-        source = PoolSource(pool)
-        trainer = Trainer(config, RunConfig(Path(folder) / "run", compile=compile_model), source)
-        config, learner = trainer.config, trainer.learner
-        drawn = draw_step(source, config, learner.model.config, 0)
+        run = RunConfig(Path(folder) / "run", compile=compile_model, eval_every=0, pictures_every=0, tensorboard=False)
+        trainer = Trainer(config, run, source)
+        learner, shape = trainer.learner, trainer.learner.model.config
+        drawn = draw_step(source, trainer.config, shape, 0)
         generator = torch.Generator().manual_seed(0)
         counter = FlopCounterMode(display=False)
         network, learner.net = learner.net, learner.model.transformer
         with counter:
-            found = learner.losses(drawn[0], 0)
-            (found.z + found.r + found.motion).backward()
+            losses = [x for part in drawn.values() for x in vars(learner.losses(part, 0)).values()]
+            sum(x for x in losses if x is not None).backward()
         learner.net = network
-        learner.model.zero_grad(set_to_none=True)
         parts = {
-            "data": lambda: draw_step(source, config, learner.model.config, 1),
-            "encode": lambda: noised(learner.model, drawn[0], generator),
+            "data": lambda: draw_step(source, trainer.config, shape, 1),
+            "encode": lambda: [noised(learner.model, part, generator) for part in drawn.values()],
             "whole step": lambda: learner.update(drawn, 0),
         }
         seconds = {name: median_seconds(run) for name, run in parts.items()}

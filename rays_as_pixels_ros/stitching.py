@@ -39,30 +39,56 @@ def spread(positions: np.ndarray) -> float:
     return float(np.sqrt(((positions - positions.mean(axis=0)) ** 2).sum(axis=1).mean()))
 
 
+def common_rotation(source: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Mean rotation (3, 3) that turns the orientations of poses `source` onto those of `target`, both (N, 4, 4)."""
+    return Rotation.from_matrix(target[:, :3, :3] @ source[:, :3, :3].transpose(0, 2, 1)).mean().as_matrix()
+
+
+def relative_scale(source: np.ndarray, target: np.ndarray, min_spread: float = 0.0) -> tuple[float, float] | None:
+    """Measure how much longer the motion of poses `target` is than that of `source`, both (N, 4, 4).
+
+    The least-squares factor from the source's positions to the target's: the source's are the first frames of a new
+    window, close to its reference and so the better known. The ratio of the two spreads instead counts the target's
+    noise as motion, and a bias of a few percent a window grows to any size over a path (docs/trajectory.md).
+
+    Args:
+        min_spread: below this spread of the source or the target, in its own unit, scale cannot be measured.
+    Returns:
+        the factor and the variance of its logarithm, from how far the two motions differ; None if there is too little
+        motion, or the two do not go the same way.
+    """
+    a, b = (p[:, :3, 3] - p[:, :3, 3].mean(axis=0) for p in (source, target))
+    if len(source) < 2 or min(spread(a), spread(b)) <= min_spread:
+        return None
+    a = a @ common_rotation(source, target).T
+    product, square = float((a * b).sum()), float((a * a).sum())
+    if product <= 0.0:
+        return None
+    agreement = min(product**2 / (square * float((b * b).sum())), 1.0)  # squared correlation
+    return product / square, (1.0 - agreement) / agreement / (3 * (len(source) - 1) - 1)
+
+
 def align_poses(
     source: np.ndarray, target: np.ndarray, scale: float | None = None, min_spread: float = 0.0, fallback: float = 1.0
 ) -> tuple[Similarity, bool]:
     """Find the Sim(3) that moves poses `source` onto `target`, both (N, 4, 4), N >= 1.
 
     Rotation comes from the orientations, not from the positions, so that one common frame or a straight path is
-    enough. Scale is the ratio of the two spreads: unlike least squares it is not biased low by noise in the source.
+    enough.
 
     Args:
-        scale: use this scale instead of measuring it.
-        min_spread: below this spread of the source, in its unit, scale cannot be measured.
+        scale: use this scale instead of measuring it (`relative_scale`).
+        min_spread: below this spread, in its own unit, scale cannot be measured.
         fallback: scale then.
     Returns:
         the similarity, and whether its scale was measured.
     """
-    rotation = Rotation.from_matrix(target[:, :3, :3] @ source[:, :3, :3].transpose(0, 2, 1)).mean().as_matrix()
-    measured = False
+    rotation = common_rotation(source, target)
+    found = relative_scale(source, target, min_spread) if scale is None else None
     if scale is None:
-        scale = fallback
-        source_spread, target_spread = spread(source[:, :3, 3]), spread(target[:, :3, 3])
-        if source_spread > min_spread and target_spread > min_spread * fallback:
-            scale, measured = target_spread / source_spread, True
+        scale = fallback if found is None else found[0]
     translation = (target[:, :3, 3] - scale * source[:, :3, 3] @ rotation.T).mean(axis=0)
-    return Similarity(float(scale), rotation, translation), measured
+    return Similarity(float(scale), rotation, translation), found is not None
 
 
 def blend_poses(T_a: np.ndarray, T_b: np.ndarray, weight_b: float) -> np.ndarray:
@@ -92,13 +118,23 @@ class StitchedFrame:
 class Stitcher:
     """Join windows into one trajectory, carrying orientation, position and scale from window to window.
 
+    Carried scale is a filter on its logarithm with two sources: the ratio of motions on the common frames, whose errors
+    add up from window to window, and the prior that units stay within `scale_spread` of the first window's, whose error
+    does not grow: a window's unit is the depth of what it sees. Exact windows follow the ratios alone; the worse the
+    common frames agree, the more the prior holds.
+
     A frame seen by several windows gets the running mean of their estimates. When a window shares no frame with the
     trajectory (the ones between were lost), its first frame is put at the last known pose with the last scale, and
     `segments` counts the break: the motion in the gap is not known and is not invented.
     """
 
     def __init__(
-        self, carry_scale: bool = True, min_spread: float = 1e-3, max_scale_step: float = np.inf, memory: int = 256
+        self,
+        carry_scale: bool = True,
+        min_spread: float = 1e-3,
+        max_scale_step: float = np.inf,
+        memory: int = 256,
+        scale_spread: float = 0.5,
     ):
         """
         Args:
@@ -106,7 +142,11 @@ class Stitcher:
             min_spread: camera motion on the common frames, in window units, that is enough to measure scale.
             max_scale_step: a window's scale may differ from the one before at most by this factor.
             memory: newest frames kept for alignment.
+            scale_spread: standard deviation of the logarithm of a window's unit against the first one's; inf: no prior.
         """
+        if not scale_spread > 0.0:
+            raise ValueError(f"scale_spread is {scale_spread}; it must be positive")
+        self.scale_spread = scale_spread
         if max_scale_step < 1.0:
             raise ValueError(f"max_scale_step is {max_scale_step}; it is a factor and must be at least 1")
         self.carry_scale, self.min_spread, self.max_scale_step, self.memory = (
@@ -121,6 +161,7 @@ class Stitcher:
         """Forget the trajectory."""
         self.scale = 1.0
         self.scale_measured = False
+        self._scale_variance = 0.0  # of the logarithm
         self.segments = 0
         self._poses: OrderedDict[int, tuple[np.ndarray, int]] = OrderedDict()
 
@@ -171,13 +212,18 @@ class Stitcher:
             return align_poses(T_window_camera[:1], last[None], scale=self.scale)[0]
         source = T_window_camera[common]
         target = np.stack([self._poses[frames[index]][0] for index in common])
-        similarity, self.scale_measured = align_poses(
-            source, target, None if self.carry_scale else 1.0, self.min_spread, fallback=self.scale
-        )
-        bounded = float(np.clip(similarity.scale, self.scale / self.max_scale_step, self.scale * self.max_scale_step))
-        if bounded != similarity.scale:
-            similarity = align_poses(source, target, scale=bounded)[0]
-        return similarity
+        found = relative_scale(source, target, self.min_spread) if self.carry_scale else None
+        self.scale_measured = found is not None
+        scale = 1.0 if not self.carry_scale else self.scale if found is None else self._filtered(*found)
+        return align_poses(source, target, scale=scale)[0]
+
+    def _filtered(self, measured: float, variance: float) -> float:
+        """Combine a measured scale and the variance of its logarithm with the prior around 1."""
+        error = self._scale_variance + variance  # the trajectory's own scale was no better than this
+        trust = 1.0 if np.isinf(self.scale_spread) else self.scale_spread**2 / (self.scale_spread**2 + error)
+        self._scale_variance = trust * error
+        low, high = self.scale / self.max_scale_step, self.scale * self.max_scale_step
+        return float(np.clip(measured**trust, low, high))
 
 
 class OdometryChain:

@@ -110,8 +110,11 @@ class Clips:
         self.intrinsics = np.tile(np.float32([80, 80, 48, 32]), (count, 1))
         self.scales = np.ones((count, frames))
 
+    def ready(self):
+        return np.arange(len(self.frames))
+
     def take(self, count, rng):
-        return self, rng.choice(len(self.frames), count)
+        return self, rng.choice(self.ready(), count)
 
 
 @pytest.mark.parametrize("encoding", CAMERA_ENCODINGS)
@@ -124,7 +127,7 @@ def test_a_fitted_model_trains_and_reads_cameras_back(encoding):
     batch = draw_step(pool, task, model.config, 0)[0]
     raxels = batch.windows.raxels()
     r = model.encode_rays(raxels)
-    assert 0.5 < r.std() < 1.5
+    assert 0.3 < r.std() < 1.7  # eight windows of twelve cameras: about 1
     assert (model.decode_rays(r) - raxels).abs().max() < 0.02
     (z_t, r_t), (_, u) = noised(model, batch, torch.Generator().manual_seed(0))
     weights = ray_weights(r, batch.windows.reference)

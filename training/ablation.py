@@ -13,6 +13,7 @@ trajectory against the truth stands beside them.
 
 from __future__ import annotations
 
+import functools
 import json
 import signal
 import sys
@@ -133,6 +134,7 @@ def _run(config: AblationConfig, interrupted: threading.Event) -> dict[str, list
     from .distributed import join
     from .learner import model_config
     from .train import start_workers, wait_for_clips
+    from .validation import render_held_out
 
     console, processes = Console(stderr=True, highlight=False), join(config.device)
     if processes.count > 1:
@@ -151,11 +153,15 @@ def _run(config: AblationConfig, interrupted: threading.Event) -> dict[str, list
             worker.terminate()
             worker.wait()
     flops = {row: step_flops(config.train_config(row, 0, config.steps), pool) for row in ROWS}
+    length = max(clip.frames, _FIRST + _STRIDE * (shape.frames - 1) + 1)
+    held_out = functools.cache(
+        lambda: render_held_out(config.windows, replace(clip, frames=length), config.textures)
+    )  # rendered once, and only where a row is left to be judged
     results: dict[str, list[dict]] = {row: [] for row in ROWS}
     for seed in range(config.seeds):
         for row in ROWS:
             steps = max(round(config.steps * flops["full"] / flops[row]), 1)
-            result = _one(config, row, seed, steps, pool, processes, interrupted, console)
+            result = _one(config, row, seed, steps, pool, held_out, processes, interrupted, console)
             if result is None:
                 return None
             results[row].append({**result, "gflop_per_step": round(flops[row] / 1e9, 3)})
@@ -188,7 +194,9 @@ def step_flops(config: TrainConfig, pool) -> float:
     return total * config.batch / 2
 
 
-def _one(config: AblationConfig, row: str, seed: int, steps: int, pool, processes, interrupted, console) -> dict | None:
+def _one(
+    config: AblationConfig, row: str, seed: int, steps: int, pool, held_out, processes, interrupted, console
+) -> dict | None:
     """Train and judge one run, or read what an earlier call made of it."""
     from rays_as_pixels_model.media import write_text
     from rays_as_pixels_model.pipeline import Pipeline
@@ -211,7 +219,7 @@ def _one(config: AblationConfig, row: str, seed: int, steps: int, pool, processe
     if not trainer.run(stop=interrupted.is_set):
         return None
     console.print(f"{row}, seed {seed}: {config.windows} windows round the loop")
-    result = judge(Pipeline(trainer.learner.ema.model, trainer.learner.device), config)
+    result = judge(Pipeline(trainer.learner.ema.model, trainer.learner.device), held_out(), config)
     result = {**result, "steps": steps, "seconds": round(trainer.seconds)}
     write_text(done, json.dumps({"asked": asked, "result": result}, indent=1) + "\n")
     return result
@@ -221,21 +229,17 @@ def _features(config: AblationConfig) -> list[str]:
     return [str(f) for f in (config.image_features, config.video_features) if f is not None]
 
 
-def judge(pipe, config: AblationConfig) -> dict:
+def judge(pipe, clips, config: AblationConfig) -> dict:
     """Send held-out windows round the closed loop; return the means, and the first trajectory's errors."""
     import numpy as np
 
     from rays_as_pixels_model.features import Features, frechet_distance
     from rays_as_pixels_model.geometry import Intrinsics
 
-    from .data.procedural import ClipConfig
     from .data.windows import relative_poses
     from .metrics import last_against_first, pose_errors
-    from .validation import render_held_out
 
     frames, size = pipe.config.frames, (pipe.config.width, pipe.config.height)
-    length = max(13, _FIRST + _STRIDE * (frames - 1) + 1)
-    clips = render_held_out(config.windows, ClipConfig(length, size[1], size[0]), config.textures)
     index = _FIRST + _STRIDE * np.arange(frames)
     windows, scales = clips.frames[:, index], clips.scales[:, index]
     truth = last_against_first(relative_poses(clips.poses[:, index], scales, np.zeros(len(windows), int)))

@@ -66,7 +66,8 @@ def cut_windows(
     Args:
         pool: has frames, poses, intrinsics, scales as `ClipPool`, and inverse_depth or None.
         slots: (B,) indices.
-        frames: T. A video window takes consecutive frames with a random stride and direction (time reversal);
+        frames: T. A video window takes evenly spaced frames in a random direction (time reversal), a stride
+            as often as it is long (large motion is learnt last);
             `scattered` takes any T frames of the clip in any order. Clips that are latents already cut their own.
         augment: mirror, permute colours, change gain (some negative) and offset.
         references: the reference frame is drawn from the first this many frames (default: all).
@@ -78,7 +79,8 @@ def cut_windows(
     if scattered:
         index = np.argsort(rng.random((count, total)), axis=1)[:, :frames]  # (B, T)
     else:
-        stride = rng.integers(1, min(max_stride, (total - 1) // (frames - 1)) + 1, count)
+        strides = np.arange(1, min(max_stride, (total - 1) // (frames - 1)) + 1)
+        stride = rng.choice(strides, count, p=strides / strides.sum())
         start = (rng.random(count) * (total - stride * (frames - 1))).astype(int)
         index = start[:, None] + stride[:, None] * np.arange(frames)
         flip = rng.random(count) < 0.5
