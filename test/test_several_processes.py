@@ -46,12 +46,16 @@ def test_two_processes_train_as_one_and_their_state_loads_in_one(tmp_path):
     assert done.returncode == 0, done.stderr[-4000:]
 
     def losses(out):
-        lines = map(json.loads, (tmp_path / out / "log.jsonl").read_text().splitlines())
+        lines = list(map(json.loads, (tmp_path / out / "log.jsonl").read_text().splitlines()))
+        norms.append({k: v for k, v in lines[-1].items() if k.startswith("gradient_")})
         return [line["loss"] for line in lines]
+
+    norms = []
 
     one, two = losses("one"), losses("two")
     assert len(one) == len(two) == 8 and max(one) > 1.1 * min(one)
     np.testing.assert_allclose(two, one, rtol=1e-4)
+    assert norms[0] and norms[1] == pytest.approx(norms[0], rel=1e-2), "Adam alone would not see a scale"
     a, b = (load_checkpoint(tmp_path / f"{n}_ck").state_dict() for n in ("one", "two"))
     for name in a:  # the averaged weights; Adam's first steps turn the rounding of small gradients into signs
         torch.testing.assert_close(b[name], a[name], atol=2e-4, rtol=1e-3, msg=name)

@@ -145,7 +145,7 @@ def test_a_grown_pool_gives_the_batches_that_it_gave_before(tmp_path, pool):
     source = PoolSource(growing, tmp_path / "seen.jsonl")
     drawn, state = [], None
     for step in range(250):
-        growing.filled[: 3 + step // 60] = 1
+        growing.filled[: 3 + step // 90] = 1
         drawn.append(source.take(4, np.random.default_rng(step))[1].tolist())
         if step == 120:
             state = json.loads(json.dumps(source.state()))
@@ -216,6 +216,8 @@ def test_gradient_norms_are_told_by_modality_and_clipped(trainer):
     names = [n for n, _ in transformer.named_parameters()]
     assert {modality(n) for n in names} == {"z", "r", "both"}
     assert modality("blocks.1.z.feed_forward.out.weight") == modality("head_video.bias") == "z"
+    assert modality("blocks.0.r.modulation") == modality("embed_rays.weight") == "r"
+    assert modality("embed_place.bias") == "both"
     for n, p in transformer.named_parameters():
         p.grad = torch.full_like(p, 2.0 if modality(n) == "r" else 1.0)
     count = {kind: sum(p.numel() for n, p in transformer.named_parameters() if modality(n) == kind) for kind in "zr"}

@@ -100,19 +100,18 @@ def split_model(
 
     Args:
         weights, motion: the whole ones on the first process, None elsewhere.
-        bf16: gather parameters in bfloat16.
+        bf16: gather the model's parameters in bfloat16.
     """
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     mesh = init_device_mesh(processes.device.type, (processes.count,))
-    policy = MixedPrecisionPolicy(
-        param_dtype=torch.bfloat16 if bf16 else None, reduce_dtype=torch.float32, cast_forward_inputs=False
-    )
+    plain = MixedPrecisionPolicy(cast_forward_inputs=False)  # what runs outside autocast: average and motion head
+    mixed = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False) if bf16 else plain
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
 
-    def place(module: nn.Module, whole: nn.Module | None) -> nn.Module:
+    def place(module: nn.Module, whole: nn.Module | None, policy: MixedPrecisionPolicy) -> nn.Module:
         for block in getattr(getattr(module, "transformer", None), "blocks", []):
             fully_shard(block, mesh=mesh, mp_policy=policy)
         if any(True for _ in module.parameters()):
@@ -129,5 +128,6 @@ def split_model(
 
     with torch.device("meta"):
         modules = RaysAsPixels(config), RaysAsPixels(config), motion_head(config)
-    model, average, head = (place(m, w) for m, w in zip(modules, (weights, weights, motion), strict=True))
+    parts = zip(modules, (weights, weights, motion), (mixed, plain, plain), strict=True)
+    model, average, head = (place(*part) for part in parts)
     return model, average.eval().requires_grad_(False), head
