@@ -118,10 +118,10 @@ class StitchedFrame:
 class Stitcher:
     """Join windows into one trajectory, carrying orientation, position and scale from window to window.
 
-    Carried scale is a filter on its logarithm with two sources: the ratio of motions on the common frames, whose errors
-    add up from window to window, and the prior that units stay within `scale_spread` of the first window's, whose error
-    does not grow: a window's unit is the depth of what it sees. Exact windows follow the ratios alone; the worse the
-    common frames agree, the more the prior holds.
+    Carried scale is a filter on its logarithm. A window's unit is the depth of what its first frame sees, so it differs
+    little from the one before (`scale_step`) and never much from the first (`scale_spread`); the ratio of motions on
+    the common frames corrects it by as much as those agree. Exact windows follow the ratios alone. Ratios alone are a
+    random walk that a small bias turns into exponential growth: docs/trajectory.md.
 
     A frame seen by several windows gets the running mean of their estimates. When a window shares no frame with the
     trajectory (the ones between were lost), its first frame is put at the last known pose with the last scale, and
@@ -134,7 +134,8 @@ class Stitcher:
         min_spread: float = 1e-3,
         max_scale_step: float = np.inf,
         memory: int = 256,
-        scale_spread: float = 0.5,
+        scale_step: float = 0.05,
+        scale_spread: float = 0.25,
     ):
         """
         Args:
@@ -142,11 +143,12 @@ class Stitcher:
             min_spread: camera motion on the common frames, in window units, that is enough to measure scale.
             max_scale_step: a window's scale may differ from the one before at most by this factor.
             memory: newest frames kept for alignment.
-            scale_spread: standard deviation of the logarithm of a window's unit against the first one's; inf: no prior.
+            scale_step, scale_spread: standard deviation of the logarithm of a window's unit against that of the one
+                before and of the first one.
         """
-        if not scale_spread > 0.0:
-            raise ValueError(f"scale_spread is {scale_spread}; it must be positive")
-        self.scale_spread = scale_spread
+        if not (0.0 < scale_step < np.inf and 0.0 < scale_spread < np.inf):
+            raise ValueError(f"scale_step and scale_spread must be positive, got {scale_step} and {scale_spread}")
+        self.scale_step, self.scale_spread = scale_step, scale_spread
         if max_scale_step < 1.0:
             raise ValueError(f"max_scale_step is {max_scale_step}; it is a factor and must be at least 1")
         self.carry_scale, self.min_spread, self.max_scale_step, self.memory = (
@@ -218,12 +220,14 @@ class Stitcher:
         return align_poses(source, target, scale=scale)[0]
 
     def _filtered(self, measured: float, variance: float) -> float:
-        """Combine a measured scale and the variance of its logarithm with the prior around 1."""
-        error = self._scale_variance + variance  # the trajectory's own scale was no better than this
-        trust = 1.0 if np.isinf(self.scale_spread) else self.scale_spread**2 / (self.scale_spread**2 + error)
+        """Next scale from a measured one and the variance of its logarithm: a Kalman step, then the prior around 1."""
+        gain = self.scale_step**2 / (self.scale_step**2 + variance)
+        log_scale = np.log(self.scale) + gain * np.log(measured / self.scale)
+        error = self._scale_variance + gain * variance  # what is already wrong stays wrong
+        trust = self.scale_spread**2 / (self.scale_spread**2 + error)
         self._scale_variance = trust * error
         low, high = self.scale / self.max_scale_step, self.scale * self.max_scale_step
-        return float(np.clip(measured**trust, low, high))
+        return float(np.clip(np.exp(trust * log_scale), low, high))
 
 
 class OdometryChain:
