@@ -29,7 +29,7 @@ def close_the_loop(pipe: Pipeline, frames: np.ndarray, intrinsics: Intrinsics, p
     """Estimate each window's trajectory, render it from its first frame, and estimate it again from the rendering.
 
     The cheap path, for a node's health: one window, its `estimate` at hand and view_steps = 1. It costs one batch of
-    T - 1 small view layouts and one estimate more (docs/sampling.md).
+    T - 1 small view layouts and one estimate more.
 
     Args:
         frames: (T, H, W, 3) or (K, T, H, W, 3) uint8, T == config.frames; intrinsics: their camera.
@@ -53,6 +53,8 @@ def close_the_loop(pipe: Pipeline, frames: np.ndarray, intrinsics: Intrinsics, p
     windows = frames[None] if frames.ndim == 4 else frames
     if windows.ndim != 5 or len(windows) == 0 or windows.shape[1] != pipe.config.frames:
         raise ValueError(f"frames must be ([K,] {pipe.config.frames}, H, W, 3), got {frames.shape}")
+    if estimate is not None and not np.allclose(estimate.T_reference_camera[0], np.eye(4), atol=1e-6):
+        raise ValueError("close_the_loop needs an estimate whose reference is frame 0, got one of another frame")
     if estimate is not None and len(windows) != 1:
         raise ValueError(f"an estimate belongs to one window, got {len(windows)} windows")
     if video_features is not None and len(windows) < 2:

@@ -70,6 +70,8 @@ class TransformerConfig:
 
     def __post_init__(self) -> None:
         _check_counts(self, "width", "depth", "heads", "ffn_width", "patch")
+        if getattr(self, "embed_hidden", 0):
+            _check_counts(self, "embed_hidden")
         if self.width % self.heads or (self.width // self.heads) % 2:
             raise ConfigError(f"width {self.width} must split into {self.heads} heads of even size")
         _check_choice("prediction", self.prediction, ("data", "velocity"))

@@ -22,7 +22,7 @@ class TrajectoryEstimate:
         residual: (T,) rms distance of the decoded raxels from those of the camera read from them.
         covariance: (T, 6, 6) of (x, y, z, rx, ry, rz); left perturbation in the reference frame, model units, radians.
             It says how well a camera explains the decoded raxels, plus how far the draws lie apart; raxels that agree
-            with each other on a wrong camera show only in the draws (docs/sampling.md).
+            with each other on a wrong camera show only in the draws.
         raxels: (T, H/2, W/2, 3) float32, decoded; the mean over the draws.
         draws: (k, T, 4, 4), the cameras of each posterior draw; None if there was one.
     """

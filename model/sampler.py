@@ -163,7 +163,7 @@ def guided(velocity: Velocity, source_z: Tensor, noise: Tensor, weight: float) -
         weight: 1 is no guidance (and no second evaluation), above 1 follows the sources more.
 
     Note: the shipped weights never saw dropped sources in training (training/tasks.py keeps every source clean), so for
-    them the second branch is an extrapolation; docs/sampling.md holds what it does to the picture.
+    them the second branch is an extrapolation, not measured here.
     """
     if weight == 1.0:
         return velocity
