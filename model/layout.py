@@ -22,7 +22,8 @@ class Layout:
     """The frames of a sequence, shared by a batch but for `times` and `exists`.
 
     Attributes:
-        groups: frames of each latent frame: single images first, then the groups of 4 of the video.
+        groups: frames of each latent frame, a tuple of ints: single images and the video's first frame (1 each), then
+            the groups of 4 of the video.
         times: (T,) or (B, T), the place of each frame in time, in frames of the video; None counts 0, 1, 2, ...
         exists: (B, T) bool, false for padding, which nothing else sees; None: all exist. A group of 4 exists whole.
     """
@@ -32,11 +33,22 @@ class Layout:
     exists: Tensor | None = None
 
     def __post_init__(self) -> None:
-        if not self.groups or list(self.groups) != sorted(self.groups) or self.groups[0] < 1:
-            raise ValueError(f"groups must hold single images first, then groups of frames, got {self.groups}")
-        for name, values in (("times", self.times), ("exists", self.exists)):
-            if values is not None and values.shape[-1] != self.frames:
-                raise ValueError(f"{name} must be given for {self.frames} frames, got {tuple(values.shape)}")
+        sizes = set(self.groups) - {1}
+        sorted_ints = all(type(g) is int for g in self.groups) and list(self.groups) == sorted(self.groups)
+        if not sorted_ints or self.groups[:1] != (1,) or len(sizes) > 1:
+            raise ValueError(
+                f"groups must hold single images first, then groups of equal size behind the first frame of a video, "
+                f"as (1, 1, 4, 4), got {self.groups}"
+            )
+        if self.times is not None and (self.times.ndim not in (1, 2) or self.times.shape[-1] != self.frames):
+            raise ValueError(f"times must be (T,) or (B, T) for {self.frames} frames, got {tuple(self.times.shape)}")
+        if self.exists is None:
+            return
+        if self.exists.ndim != 2 or self.exists.shape[1] != self.frames or self.exists.dtype != torch.bool:
+            raise ValueError(
+                f"exists must be (B, T) bool for {self.frames} frames, got {tuple(self.exists.shape)} "
+                f"{self.exists.dtype}"
+            )
 
     @classmethod
     def of(cls, layout: Layout | Sequence[int]) -> Layout:

@@ -38,7 +38,13 @@ def test_a_window_lists_images_then_the_video():
     [
         (lambda: Layout((4, 1)), "single images first"),
         (lambda: Layout(()), "single images first"),
+        (lambda: Layout((4,)), "behind the first frame"),
+        (lambda: Layout((4, 4)), "behind the first frame"),
+        (lambda: Layout((1, 2, 4)), "equal size"),
+        (lambda: Layout((1.0, 4)), "groups must"),
         (lambda: Layout((1, 4), times=torch.zeros(4)), "5 frames"),
+        (lambda: Layout((1, 4), exists=torch.ones(5, dtype=torch.bool)), r"\(B, T\) bool"),
+        (lambda: Layout((1, 4), exists=torch.ones(1, 5)), "torch.float32"),
         (lambda: Layout((1, 4), exists=torch.ones(2, 6, dtype=torch.bool)), "5 frames"),
         (lambda: Layout.window(1, 6), "6 frames"),
         (lambda: Layout.window(2, 5, image_times=[0.0]), "2 times"),
