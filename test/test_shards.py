@@ -23,6 +23,7 @@ from rays_as_pixels_training.config import RunConfig, TrainConfig
 from rays_as_pixels_training.data.clips import ClipCut, cut_clip
 from rays_as_pixels_training.data.latents import LatentEncoder, LatentSource, open_shards
 from rays_as_pixels_training.data.matching import agreement
+from rays_as_pixels_training.data.mixed import cut_mixed
 from rays_as_pixels_training.data.posed import DatasetError, PosedVideo
 from rays_as_pixels_training.data.shards import ShardSource
 from rays_as_pixels_training.data.windows import cut_windows
@@ -284,18 +285,32 @@ def test_latents_are_those_of_the_codec(tmp_path):
         torch.testing.assert_close(r, model.encode_rays(direct.raxels()), rtol=2e-3, atol=5e-3)
     assert config.view_frames <= model.config.frames
 
+    windows, layout, _, exists = cut_mixed(clips, np.zeros(6, int), rng, 3, model.config.frames)
+    assert layout.groups == (1, 1, 1, 1, 4) and (windows.reference == 0).all() and 0 < exists[:, -1].sum() < 6
+    first = invert(clip.T_world_camera[0]) @ clip.T_world_camera
+    first[:, :3, 3] /= clip.scene_scale[0]
+    for row in range(6):
+        poses = windows.T_reference_camera[row].numpy()
+        index = [int(np.abs(first - pose).sum((1, 2)).argmin()) for pose in poses]
+        assert index[0] == 0 and len(set(index[:3])) == 3 and index[3:] in ([0, 1, 2, 3, 4], [0] * 5)
+        here = exists[row]
+        z = model.encode_frames(frames[:, index], layout)[0]
+        torch.testing.assert_close(windows.z[row][here], z[here], rtol=2e-3, atol=2e-3)
+
 
 def test_training_batches_come_from_frames_and_from_latents(tmp_path):
     model, cut, videos = latent_shards(tmp_path / "latents")
     write(tmp_path / "frames", videos, cut=replace(cut, frames=6))
-    config = TrainConfig(batch=2)
+    config = TrainConfig(batch=2, mixed=0.4)
     for folder in ("frames", "latents"):
-        source = open_shards(tmp_path / folder)
+        source, tasks = open_shards(tmp_path / folder), set()
         for step in range(6):
             (batch,) = draw_step(source, config, model.config, step).values()
+            tasks.add(batch.task)
             (z, r), (u_z, u_r) = noised(model, batch, torch.Generator().manual_seed(0))
             assert z.shape == u_z.shape == model.latent_shapes(2, batch.groups)[0]
             assert r.shape == u_r.shape and torch.isfinite(u_z).all() and torch.isfinite(u_r).all()
+        assert {"pose", "mixed"} <= tasks
 
 
 @pytest.mark.slow

@@ -36,7 +36,10 @@ class TrainConfig:
         ema: memory of the averaged weights, which evaluation and checkpoints use.
         cosine_weight: of the cosine term in the loss.
         motion_weight: of the auxiliary loss on image motion and depth (`motion.py`) in pose steps; 0 leaves it out.
-        tasks: shares of pose estimation, view synthesis and joint generation among the steps.
+        tasks: shares of pose estimation, view synthesis and joint generation among the steps that are not mixed.
+        mixed: share of steps on the paper's whole sequence: source images, sparse target images and a target video
+            whose cameras are all known, in one sequence (docs/model.md).
+        mixed_images: images of such a sequence, sources and targets together.
         known_intrinsics: share of pose steps in which the reference frame's rays (its intrinsics) are given.
         pose_at_start: share of pose steps whose rays are all but pure noise, where one-step sampling starts.
         view_frames: images in a view step, sources and targets.
@@ -64,6 +67,8 @@ class TrainConfig:
     cosine_weight: float = 0.5
     motion_weight: float = 0.5
     tasks: tuple[float, float, float] = (0.6, 0.28, 0.12)
+    mixed: float = 0.0
+    mixed_images: int = 3
     known_intrinsics: float = 0.8
     pose_at_start: float = 0.75
     view_frames: int = 3
@@ -93,7 +98,9 @@ class TrainConfig:
             raise ValueError(f"tasks needs three shares (pose, views, joint), not all zero, got {self.tasks}")
         if self.parts < 0 or (self.parts and self.batch % self.parts):
             raise ValueError(f"batch {self.batch} cannot be cut into {self.parts} equal parts")
-        for name in ("known_intrinsics", "pose_at_start"):
+        if self.mixed_images < 2:
+            raise ValueError(f"mixed_images must be at least 2 (a source and a target), got {self.mixed_images}")
+        for name in ("mixed", "known_intrinsics", "pose_at_start"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
         for name in ("weight_decay", "cosine_weight", "motion_weight"):

@@ -114,7 +114,7 @@ class Learner:
         patch, weight = self.model.config.transformer.patch, self.config.cosine_weight
         (z, r), (u_z, u_r) = noised(self.model, batch, generator)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            given = (z, r, batch.t_z, batch.t_r, batch.windows.reference, batch.groups)
+            given = (z, r, batch.t_z, batch.t_r, batch.windows.reference, batch.layout)
             v_z, v_r, *features = self.net(*given, **({"features": True} if self._has_motion({part: batch}) else {}))
         loss_z = velocity_loss(v_z.float(), u_z, batch.t_z < 1, patch, weight)
         loss_r = velocity_loss(v_r.float(), u_r, batch.t_r < 1, patch, weight, self.ray_weights)

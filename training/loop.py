@@ -99,6 +99,8 @@ class Trainer:
                 f"{shape.height}x{shape.width}"
             )
         longest = max(shape.frames if config.tasks[0] + config.tasks[2] > 0 else 0, config.view_frames)
+        if config.mixed:
+            longest = max(longest, shape.frames, config.mixed_images)
         if self.source.clip_frames < longest:
             raise ValueError(f"clips have {self.source.clip_frames} frames, but a window takes {longest}")
 
@@ -159,7 +161,7 @@ class Trainer:
 
     def _measure_ray_weights(self) -> None:
         """Measure the weights of the ray channels once, on windows of the source; the state keeps them."""
-        pose_only = replace(self.config, tasks=(1, 0, 0), batch=256, parts=1)
+        pose_only = replace(self.config, tasks=(1, 0, 0), mixed=0.0, batch=256, parts=1)
         windows = draw_step(self.source, pose_only, self.learner.model.config, 0)[0].windows
         if hasattr(windows, "encoded"):
             rays = windows.to(self.learner.device).encoded()[1]
@@ -234,7 +236,7 @@ class Trainer:
             return
         found = estimate(self.learner.ema.model, self._clips(), self.learner.device)
         if evaluate:
-            result = score(found, self.config.tasks)
+            result = score(found, self.config.tasks, self.config.mixed)
             records.write({"step": self.step, **{f"eval/{k}": v for k, v in result.items()}})
             if not self.best or result["score"] < self.best["score"]:
                 self.best = {"step": self.step, **result}

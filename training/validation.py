@@ -98,7 +98,7 @@ def estimate(model: RaysAsPixels, clips: ClipArrays, device: torch.device) -> Es
     return Estimates(pose, torch.cat(raxels), views, torch.cat(targets))
 
 
-def score(found: Estimates, tasks: tuple[float, float, float]) -> dict[str, float]:
+def score(found: Estimates, tasks: tuple[float, float, float], mixed: float = 0.0) -> dict[str, float]:
     """Return errors, those of the guesses, and their mean ratio as `score`: lower is better."""
     truth = last_against_first(found.pose.T_reference_camera.numpy())
     height, width = found.pose.frames.shape[2:4]
@@ -124,6 +124,6 @@ def score(found: Estimates, tasks: tuple[float, float, float]) -> dict[str, floa
     if tasks[0] > 0:
         ratios += [out["rotation_error_deg"] / max(out["rotation_error_deg_identity"], 1e-6)]
         ratios += [out["direction_error_deg"] / 90]
-    if tasks[1] + tasks[2] > 0:
+    if tasks[1] + tasks[2] + mixed > 0:
         ratios += [(error / max(copied, 1e-9)) ** 0.5]
     return {**{k: round(v, 4) for k, v in out.items()}, "score": round(float(np.nanmean(ratios)), 5)}

@@ -116,7 +116,20 @@ class LatentClips:
         else:
             index = np.broadcast_to(np.arange(total), (len(slots), total))
             z = self.video[slots]
-        reference = np.zeros(len(slots), int)
+        return self._windows(slots, index, z)
+
+    def cut_mixed(self, slots: np.ndarray, index: np.ndarray, images: int) -> LatentWindows:
+        """Take the frames `index` (B, T): `images` single ones, the first of them frame 0, then the clip's beginning
+        as a video."""
+        z, length = self.images[slots[:, None], index[:, :images]], index.shape[1] - images
+        if length:
+            latents = 1 + (length - 1) * (self.video.shape[1] - 1) // (self.poses.shape[1] - 1)
+            z = np.concatenate([z, self.video[slots, :latents]], axis=1)
+        return self._windows(slots, index, z)
+
+    def _windows(self, slots: np.ndarray, index: np.ndarray, z: np.ndarray) -> LatentWindows:
+        """Windows of video latents z and the cameras of the frames `index` (B, T), of which one that is 0 leads."""
+        rows, reference = slots[:, None], np.zeros(len(slots), int)
         T = relative_poses(self.poses[rows, index], self.scales[rows, index], reference)
         z, r = (torch.from_numpy(part.astype(np.float32)) for part in (z, self.rays[rows, index]))
         return LatentWindows(

@@ -85,13 +85,25 @@ def cut_windows(
         index = start[:, None] + stride[:, None] * np.arange(frames)
         flip = rng.random(count) < 0.5
         index[flip] = index[flip, ::-1]
-    order = np.argsort(slots, kind="stable")  # read the file in order
+    reference = rng.integers(0, references or frames, count)
+    return cut_frames(pool, slots, rng, index, reference, augment=augment)
+
+
+def cut_frames(
+    pool, slots: np.ndarray, rng: np.random.Generator, index: np.ndarray, reference: np.ndarray, *, augment: bool = True
+) -> WindowBatch:
+    """Cut windows that hold the given frames of their clips.
+
+    Args:
+        pool, slots, augment: see `cut_windows`.
+        index: (B, T), frames of the clip in any order; reference: (B,), which of the T is the reference.
+    """
+    count, frames = index.shape
     picture = np.empty((count, frames, *pool.frames.shape[2:]), np.uint8)
-    for row in order:
+    for row in np.argsort(slots, kind="stable"):  # read the file in order
         picture[row] = pool.frames[slots[row], index[row]]
     rows = slots[:, None]
     poses, scales = np.asarray(pool.poses)[rows, index], np.asarray(pool.scales)[rows, index].astype(np.float64)
-    reference = rng.integers(0, references or frames, count)
     T = relative_poses(poses, scales, reference)
     intrinsics = np.array(pool.intrinsics[slots])
     video = torch.from_numpy(picture).float().mul_(2 / 255).sub_(1)
