@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -27,10 +28,13 @@ from .geometry import (
 )
 from .joint import RaysAsPixels
 from .raxels import make_raxels, read_cameras, relative_covariance, sample_covariance
-from .results import Imagined, LoopReport, RenderedViews, TrajectoryEstimate
+from .results import Imagined, LoopReport, RenderedVideo, RenderedViews, TrajectoryEstimate
 from .sampler import Cancelled, Schedule, Velocity, guided, sample
 
-__all__ = ["Cancelled", "Imagined", "LoopReport", "Pipeline", "RenderedViews", "TrajectoryEstimate"]
+if TYPE_CHECKING:
+    from .layout import Layout
+
+__all__ = ["Cancelled", "Imagined", "LoopReport", "Pipeline", "RenderedVideo", "RenderedViews", "TrajectoryEstimate"]
 
 OnStep = Callable[[int, int, np.ndarray], bool]
 
@@ -209,6 +213,36 @@ class Pipeline:
         draws = np.stack(views, axis=1)
         return RenderedViews(draws[0], target_camera, draws if samples > 1 else None)
 
+    def render_video(self, source_frames: np.ndarray, T_world_source: np.ndarray, source_intrinsics: Intrinsics,
+                     T_world_video: np.ndarray | None = None, T_world_target: np.ndarray | None = None,
+                     target_intrinsics: Intrinsics | None = None, **options) -> RenderedVideo:
+        """Render a video, sparse views, or both, in one joint denoising that holds all sources.
+
+        `render_views` makes each view alone; here all frames are denoised together, so that they agree. The sources
+        may be any pictures of the scene, also frames of the video: then `source_times` says which.
+
+        Args:
+            source_frames: (S, H, W, 3) uint8; T_world_source: (S, 4, 4); source_intrinsics: shared by the sources.
+            T_world_video: (N, 4, 4), N = 1 + 4 k poses of a smooth path; T_world_target: (V, 4, 4), any poses. Either
+                may be missing. target_intrinsics: of both; None takes the sources'.
+            options: reference, the source whose camera is the identity (default: 0); source_times (S,) and target_times
+                (V,), places in time in frames of the video (default: sources and targets stand before the video, as
+                pictures without a time); metres_per_unit, steps (default: 20), seed, on_step (its preview is the last
+                frame), samples, solver, shift, guidance as in `render_views`.
+
+        Raises:
+            Cancelled: on_step returned False.
+            ValueError: no sources, nothing to render, a number of video poses other than 1 + 4 k, a reference that is
+                no source, times that do not fit, a scale that is not positive, no samples or steps, an unknown solver.
+            GeometryError: a bad pose, frame or camera.
+
+        Note: the shipped weights were not trained on such sequences (`mixed` in training/config.py was 0).
+        """
+        from .video import render_video  # runs on torch only
+
+        return render_video(self, source_frames, T_world_source, source_intrinsics, T_world_video, T_world_target,
+                            target_intrinsics, **options)
+
     # -- joint ----------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -287,13 +321,14 @@ class Pipeline:
 
     # -- helpers --------------------------------------------------------------------------------------------------
 
-    def _velocity(self, batch: int, reference: int, groups: Sequence[int], source_z: Tensor | None = None,
+    def _velocity(self, batch: int, reference: int | Sequence[int], layout: Layout | tuple[int, ...],
+                  source_z: Tensor | None = None,
                   z: Tensor | None = None, guidance: float = 1.0, generator: torch.Generator | None = None) -> Velocity:
         """The model's velocity, guided on the sources (B, L) where a weight says so; z gives the noise its shape."""
-        index = torch.full((batch,), reference, dtype=torch.int64, device=self.device)
+        index = torch.from_numpy(np.full(batch, reference)).to(self.device)
 
         def velocity(z: Tensor, r: Tensor, t_z: Tensor, t_r: Tensor) -> tuple[Tensor, Tensor]:
-            return self.model(z, r, t_z, t_r, index, tuple(groups))
+            return self.model(z, r, t_z, t_r, index, layout)
 
         if guidance == 1.0:
             return velocity

@@ -48,6 +48,21 @@ class RenderedViews:
 
 
 @dataclass(frozen=True)
+class RenderedVideo:
+    """frames: (N, H, W, 3) uint8, the video, and targets: (V, H, W, 3), in the order of their poses; intrinsics: their
+    camera. N or V may be 0.
+
+    draws: posterior draws of both, (k, N, H, W, 3) and (k, V, H, W, 3), the first being the above; None if there was
+    one.
+    """
+
+    frames: np.ndarray
+    targets: np.ndarray
+    intrinsics: Intrinsics
+    draws: tuple[np.ndarray, np.ndarray] | None = None
+
+
+@dataclass(frozen=True)
 class Imagined:
     """frames: (T, H, W, 3) uint8, the first close to the source; T_reference_camera: (T, 4, 4), model units.
 

@@ -162,9 +162,14 @@ def guided(velocity: Velocity, source_z: Tensor, noise: Tensor, weight: float) -
         noise: (B, L, ...) like z; used where `source_z` is true.
         weight: 1 is no guidance (and no second evaluation), above 1 follows the sources more.
 
+    Raises:
+        ValueError: a weight that is not finite.
+
     Note: the shipped weights never saw dropped sources in training (training/tasks.py keeps every source clean), so for
     them the second branch is an extrapolation, not measured here.
     """
+    if not -float("inf") < weight < float("inf"):
+        raise ValueError(f"guidance must be a finite weight, got {weight}")
     if weight == 1.0:
         return velocity
     mask = source_z.reshape(*source_z.shape, *[1] * (noise.ndim - 2))

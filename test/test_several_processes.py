@@ -33,7 +33,7 @@ def test_two_processes_train_as_one_and_their_state_loads_in_one(tmp_path):
     shared = ["--pool", str(tmp_path / "pool"), "--workers", "0", "--min-clips", "4", "--init", str(start)]
     shared += ["--batch", "4", "--parts", "2", "--steps", "8", "--warmup", "0", "--optimizer", "adamw", "--log-every"]
     shared += ["1", "--save-every", "4", "--eval-every", "0", "--pictures-every", "0", "--no-tensorboard"]
-    shared += ["--precision", "float32", "--device", "cpu"]
+    shared += ["--precision", "float32", "--device", "cpu", "--mixed", "0.4"]
 
     def train(out, *more):
         assert main([*shared, "--out", str(tmp_path / out), *more]) == 0
