@@ -80,7 +80,7 @@ def read_config(folder: Path | str | None) -> tuple[Path, ModelConfig, dict]:
 def load_checkpoint(
     folder: Path | str | None = None, preset: str | None = None, device: str | torch.device = "cpu"
 ) -> RaysAsPixels:
-    """Load a checkpoint (None: the shipped default) on a device, in evaluation mode.
+    """Load a checkpoint (None: the shipped default) on a device, in evaluation mode, in the dtypes of its file.
 
     Args:
         preset: if given, the preset that the checkpoint must be of.
@@ -102,7 +102,8 @@ def load_checkpoint(
                 f"{weights} is a pickle, which can run code and is never read; save it as safetensors"
             ) from None
         raise CheckpointError(f"{weights} is truncated or no safetensors file ({error}); copy it again") from None
-    model = RaysAsPixels(config)
+    with torch.device("meta"):  # the file's tensors become the model's: nothing is made twice
+        model = RaysAsPixels(config)
     expected = model.state_dict()
     wrong = [
         f"{k} {tuple(state[k].shape)} instead of {tuple(v.shape)}"
@@ -116,8 +117,13 @@ def load_checkpoint(
             f"{weights} does not fit preset {config.preset!r} of its config.json: "
             f"{len(wrong) + len(missing) + len(unknown)} tensors differ, the first: {detail}"
         )
+    whole = [k for k, v in state.items() if not v.is_floating_point()]
+    if whole:
+        found = f"{weights} holds {whole[0]} as {state[whole[0]].dtype}"
+        raise CheckpointError(f"{found}; weights are floating point numbers")
     bad = [k for k, v in state.items() if not torch.isfinite(v).all()]
     if bad:
         raise CheckpointError(f"{weights} holds values that are not finite, first in {bad[0]}; copy it again")
-    model.load_state_dict(state)
-    return model.to(device).eval()
+    # A copy each, as the file is only mapped and may change under the model.
+    model.load_state_dict({k: v.to(device, copy=True) for k, v in state.items()}, assign=True)
+    return model.eval()

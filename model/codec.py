@@ -10,6 +10,8 @@ latent frame, e.g. (1, 4); their sum is T.
 """
 from __future__ import annotations
 
+from copy import deepcopy
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -37,11 +39,11 @@ class LinearCodec(nn.Module):
         if sum(groups) != frames.shape[1]:
             raise ValueError(f"groups {groups} hold {sum(groups)} frames, but {frames.shape[1]} were given")
         if len(set(groups)) == 1:
-            return self._blocks(frames, groups[0]) @ self._basis(groups[0]).T                    # (B, L, h, w, C)
+            return self._blocks(frames, groups[0]) @ self._basis(groups[0], frames).T            # (B, L, h, w, C)
         parts, start = [], 0
         for size, count in _runs(groups):
             part = frames[:, start:start + size * count]
-            parts.append(self._blocks(part, size) @ self._basis(size).T)
+            parts.append(self._blocks(part, size) @ self._basis(size, frames).T)
             start += size * count
         return torch.cat(parts, dim=1)
 
@@ -51,14 +53,14 @@ class LinearCodec(nn.Module):
             raise ValueError(f"groups {groups} do not fit {latents.shape[1]} latent frames")
         parts, start = [], 0
         for size, count in _runs(groups):
-            blocks = latents[:, start:start + count] @ self._basis(size)                         # (B, l, h, w, 192 n)
+            blocks = latents[:, start:start + count] @ self._basis(size, latents)                # (B, l, h, w, 192 n)
             parts.append(rearrange(blocks, "b l h w (n p q c) -> b (l n) (h p) (w q) c",
                                    n=size, p=self.config.cell, q=self.config.cell))
             start += count
         return torch.cat(parts, dim=1)
 
-    def _basis(self, group: int) -> Tensor:
-        return self.image_basis if group == 1 else self.video_basis
+    def _basis(self, group: int, like: Tensor) -> Tensor:
+        return (self.image_basis if group == 1 else self.video_basis).to(like.dtype)
 
     def _blocks(self, frames: Tensor, group: int) -> Tensor:
         cell = self.config.cell
@@ -178,6 +180,14 @@ class LatentNormaliser(nn.Module):
         """Invert `rays_in`."""
         mean = r.mean((2, 3), keepdim=True)
         return mean / self.ray_mean_scale + (r - mean) / self.ray_deviation_scale + self._shift_at(r.shape[2:4])
+
+    def at(self, ray_cells: tuple[int, int]) -> LatentNormaliser:
+        """Return it for another number of cells; itself if that is its own."""
+        if tuple(self.ray_shift.shape[:2]) == ray_cells:
+            return self
+        other = deepcopy(self)
+        other.ray_shift = self._shift_at(ray_cells).clone()
+        return other
 
     def _shift_at(self, cells: tuple[int, int]) -> Tensor:
         """The mean camera (h, w, C) at another number of cells than it was fitted for: stretched over the view."""

@@ -100,6 +100,8 @@ class WanCodecConfig:
     def __post_init__(self) -> None:
         _check_counts(self, "channels", "base", "blocks")
         _check_choice("kind", self.kind, ("wan",))
+        if type(self.ray_scale) not in (int, float) or not 0 < self.ray_scale < float("inf"):
+            raise ConfigError(f"ray_scale must be a positive, finite number, got {self.ray_scale!r}")
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ class Features:
             self._module = torch.jit.load(str(self.path), map_location=self.device).eval()
             names = {argument.name for argument in self._module.forward.schema.arguments}
         except (RuntimeError, AttributeError) as error:
-            raise FeatureError(f"{self.path} is no TorchScript file: {_first_line(error)}") from None
+            raise FeatureError(f"{self.path} is no TorchScript file: {_last_line(error)}") from None
         self._switches = {name: True for name in _SWITCHES if name in names}
 
     @torch.no_grad()
@@ -52,11 +52,13 @@ class Features:
                 out = self._module(x, **self._switches)
             except (RuntimeError, torch.jit.Error) as error:
                 raise FeatureError(
-                    f"{self.path} fails on {axes} float32 of shape {tuple(x.shape)}: {_first_line(error)}"
+                    f"{self.path} fails on {axes} float32 of shape {tuple(x.shape)}: {_last_line(error)}"
                 ) from None
             if not isinstance(out, torch.Tensor) or out.ndim != 2 or len(out) != len(x):
                 shape = tuple(out.shape) if isinstance(out, torch.Tensor) else type(out).__name__
                 raise FeatureError(f"{self.path} must give features ({len(x)}, F), got {shape}")
+            if not torch.isfinite(out).all():
+                raise FeatureError(f"{self.path} gives features that are not finite for {axes} float32 in [0, 255]")
             found.append(out.double().cpu().numpy())
         return np.concatenate(found)
 
@@ -72,6 +74,8 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
     """
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
         raise FeatureError(f"a Frechet distance needs two sets of 2 or more features, got {a.shape} and {b.shape}")
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        raise FeatureError("a Frechet distance needs finite features, got a value that is not")
     roots = [_root(x) for x in (a, b)]
     shared = np.linalg.svd(roots[0] @ roots[1].T, compute_uv=False).sum()
     traces = sum(float((root**2).sum()) for root in roots)
@@ -84,6 +88,7 @@ def _root(x: np.ndarray) -> np.ndarray:
     return np.linalg.qr(centred, mode="r") if len(x) > x.shape[1] else centred
 
 
-def _first_line(error: Exception) -> str:
+def _last_line(error: Exception) -> str:
+    """What went wrong: TorchScript's errors begin with a traceback of its own."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

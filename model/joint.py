@@ -103,8 +103,9 @@ class RaysAsPixels(nn.Module):
         return (batch, len(layout.groups), h, w, c), (batch, layout.frames, h // 2, w // 2, self.config.ray_channels)
 
     def at(self, *, frames: int | None = None, height: int | None = None, width: int | None = None) -> RaysAsPixels:
-        """Return this model for other windows: the same weights, not a copy, under a config of another size.
+        """Return this model for other windows: the same transformer, not a copy, under a config of another size.
 
+        The mean camera of the ray latents is stretched to it, so that the model can be saved as one of that size.
         Rotary positions and places extrapolate; docs/model.md says how far that was measured.
 
         Raises:
@@ -112,5 +113,8 @@ class RaysAsPixels(nn.Module):
         """
         changed = {"frames": frames, "height": height, "width": width}
         other = copy(self)
+        other._modules = dict(self._modules)
         other.config = replace(self.config, **{k: v for k, v in changed.items() if v is not None})
+        _, (_, _, *cells, _) = self.latent_shapes(1, (1,), (other.config.height, other.config.width))
+        other.normaliser = self.normaliser.at(tuple(cells))
         return other

@@ -18,13 +18,13 @@ class TimeEmbedding(nn.Module):
 
     def __init__(self, width: int, features: int = 64) -> None:
         super().__init__()
-        self.register_buffer("frequencies", torch.exp(torch.linspace(0, math.log(200.0), features // 2)),
-                             persistent=False)
+        self.features = features
         self.mlp = nn.Sequential(nn.Linear(features, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, t: Tensor) -> Tensor:
-        angle = t[..., None] * self.frequencies
-        return self.mlp(torch.cat([angle.cos(), angle.sin()], dim=-1))
+        frequencies = torch.exp(torch.linspace(0, math.log(200.0), self.features // 2, device=t.device))
+        angle = t[..., None] * frequencies
+        return self.mlp(torch.cat([angle.cos(), angle.sin()], dim=-1).to(self.mlp[0].weight.dtype))
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -50,10 +50,10 @@ def rotary_angles(positions: Tensor, head_width: int, base: float = 100.0) -> tu
 
 
 def rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-    """Apply rotary positions to x (B, heads, N, d): the halves of a head are the pairs."""
+    """Apply rotary positions, float32, to x (B, heads, N, d) of any dtype: the halves of a head are the pairs."""
     cos, sin = rotary
     a, b = x.chunk(2, dim=-1)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)
 
 
 class Projections(nn.Module):

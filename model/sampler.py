@@ -145,12 +145,6 @@ class _Side:
         return x + dt * self._moves * v
 
 
-def euler(velocity: Velocity, z: Tensor, r: Tensor, clean_z: Tensor, clean_r: Tensor, steps: int, shift: float = 1.0,
-          on_step: OnStep | None = None) -> tuple[Tensor, Tensor]:
-    """`sample` by Euler's method with one step count; the masks alone say what is clean."""
-    return sample(velocity, z, r, Schedule(steps, steps, shift=shift), clean_z, clean_r, on_step)
-
-
 def guided(velocity: Velocity, source_z: Tensor, noise: Tensor, weight: float) -> Velocity:
     """Guide on the source images as classifier-free guidance does: v_dropped + weight (v - v_dropped).
 

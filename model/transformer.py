@@ -120,16 +120,17 @@ class JointTransformer(nn.Module):
             t_z: (B, L) and t_r: (B, T), times in [0, 1]; 1 is clean.
             reference: (B,) int64, the frame whose camera is the identity.
             layout: of the sequence, or only its groups. The velocity of padding is 0.
+                In weights of bfloat16 too the velocities have the dtype of z and r.
             features: return the video features (B, L, n, D) a block past the middle as well (training supervises them).
         """
         layout = Layout.of(layout).to(z.device)
         exists_z, exists_r = layout.latent_exists(), layout.exists
         z, r = keep_existing(exists_z, z), keep_existing(exists_r, r)
         t_z, t_r = keep_existing(exists_z, t_z, 1.0), keep_existing(exists_r, t_r, 1.0)
-        patch, width = self.config.transformer.patch, self.config.transformer.width
+        patch, width, dtype = self.config.transformer.patch, self.config.transformer.width, self.reference.dtype
         h, w = z.shape[2] // patch, z.shape[3] // patch
-        tokens_z = rearrange(z, "b l (h p) (w q) c -> b l (h w) (p q c)", p=patch, q=patch)      # (B, L, n, P)
-        tokens_r = rearrange(r, "b t (h p) (w q) c -> b t (h w) (p q c)", p=patch, q=patch)      # (B, T, m, P)
+        tokens_z = rearrange(z, "b l (h p) (w q) c -> b l (h w) (p q c)", p=patch, q=patch).to(dtype)
+        tokens_r = rearrange(r, "b t (h p) (w q) c -> b t (h w) (p q c)", p=patch, q=patch).to(dtype)
         positions_z, positions_r = token_positions(layout, h, w, z.device)
         rotary_width = width // self.config.transformer.heads
         rotary_z, rotary_r = rotary_angles(positions_z, rotary_width), rotary_angles(positions_r, rotary_width)
@@ -160,9 +161,9 @@ class JointTransformer(nn.Module):
 
     def _velocity(self, out: Tensor, noisy: Tensor, t: Tensor) -> Tensor:
         """What the heads give is the data itself or the velocity (config.prediction): v = (x_1 - x_t) / (1 - t)."""
-        if self.config.transformer.prediction == "velocity":
-            return out
-        return (out - noisy) / (1 - t).clamp(min=1e-3)[..., None, None, None]
+        if self.config.transformer.prediction == "data":
+            out = (out - noisy) / (1 - t).clamp(min=1e-3)[..., None, None, None]
+        return out.to(noisy.dtype)
 
     def _place(self, positions: Tensor, h: int, w: int) -> Tensor:
         """Features of the place in the image (N, D): a camera's motion is read from where things move."""

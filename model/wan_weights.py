@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .checkpoint import CheckpointError
-from .config import ModelConfig
+from .config import ConfigError, ModelConfig, WanTransformerConfig
 from .joint import RaysAsPixels
 from .wan import WanJointTransformer
 
@@ -75,9 +75,12 @@ def load_wan(
         dtype: of the transformer.
 
     Raises:
+        ConfigError: a config of another preset.
         CheckpointError: files missing, or tensors that do not fit.
         ImportError: diffusers is not installed.
     """
+    if not isinstance(config.transformer, WanTransformerConfig):
+        raise ConfigError(f"load_wan needs a Wan preset (wan-1.3b, wan-14b), got {config.preset!r}")
     folder = Path(folder)
     with torch.device("meta"):
         transformer = WanJointTransformer(config)
@@ -180,7 +183,13 @@ def _fill_vae(codec, folder: Path) -> None:
     if missing:
         raise CheckpointError(f"{folder} lacks {len(missing)} tensors of the VAE, the first: {min(missing)}")
     about = folder / "config.json"
-    facts = json.loads(about.read_text()) if about.is_file() else {}
-    for name, buffer in (("latents_mean", codec.mean), ("latents_std", codec.std)):
-        if name in facts:
-            buffer.copy_(torch.tensor(facts[name]))
+    try:
+        facts = json.loads(about.read_text()) if about.is_file() else {}
+        given = {name: torch.tensor(facts[name]) for name in ("latents_mean", "latents_std") if name in facts}
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{about} is not a config of the Wan VAE: {error}") from None
+    for name, values in given.items():
+        least = 0.0 if name == "latents_std" else -torch.inf
+        if values.shape != codec.mean.shape or not ((values > least) & (values < torch.inf)).all():
+            raise CheckpointError(f"{about}: {name} must be {len(codec.mean)} finite numbers, deviations above 0")
+        getattr(codec, name.removeprefix("latents_")).copy_(values)

@@ -5,6 +5,7 @@ import pytest
 import torch
 from test_transformer import SMALL, stirred
 
+from rays_as_pixels_model.checkpoint import load_checkpoint, save_checkpoint
 from rays_as_pixels_model.config import ConfigError
 from rays_as_pixels_model.layout import Layout, batch_layouts, pad_frames
 
@@ -130,9 +131,9 @@ def test_only_differences_of_time_count_and_they_may_differ_within_a_batch():
     torch.testing.assert_close(base, later, atol=1e-4, rtol=1e-4)
 
 
-def test_a_model_takes_other_frame_counts_and_sizes():
+def test_a_model_takes_other_frame_counts_and_sizes(tmp_path):
     model = model_of()
-    model.normaliser.ray_shift.normal_()
+    shift = model.normaliser.ray_shift.normal_().clone()
     other = model.at(frames=9, height=64, width=96)
     assert other.config.groups == (1, 4, 4) and model.config.height == SMALL.height
     assert other.transformer is model.transformer
@@ -140,6 +141,14 @@ def test_a_model_takes_other_frame_counts_and_sizes():
     assert z.shape[1:4] == (3, 8, 12) and r.shape[1:4] == (9, 4, 6)
     v_z, v_r = other(z, r, t_z, t_r, torch.tensor([8]), other.config.groups)
     assert v_z.shape == z.shape and v_r.shape == r.shape
+    raxels = torch.rand(1, 9, 32, 48, 3)
+    expected = model.normaliser.rays_in(model.ray_latents(raxels))  # stretched on the way
+    torch.testing.assert_close(other.encode_rays(raxels), expected)
+    save_checkpoint(tmp_path / "at", other, "card")
+    again = load_checkpoint(tmp_path / "at")
+    assert again.config == other.config
+    torch.testing.assert_close(again.encode_rays(raxels), expected)
+    assert torch.equal(model.normaliser.ray_shift, shift) and model.at(frames=9).normaliser is model.normaliser
     torch.testing.assert_close(other.normaliser.rays_in(other.normaliser.rays_out(r)), r, atol=1e-4, rtol=1e-4)
     with pytest.raises(ConfigError, match="70"):
         model.at(height=70)

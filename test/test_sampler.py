@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from rays_as_pixels_model.sampler import Schedule, euler, guided, sample
+from rays_as_pixels_model.sampler import Schedule, guided, sample
 
 MEAN, SPREAD = 0.7, 0.3
 
@@ -97,8 +97,6 @@ def test_corners_equal_the_masks(solver, corner):
         torch.testing.assert_close(a, b)
     assert all(a and b for a, b in seen)
     assert torch.equal(by_count[0][:, 0], z[:, 0]) and not torch.equal(by_count[corner[0] == 0], (z, r)[corner[0] == 0])
-    if solver == "euler":
-        assert torch.equal(euler(velocity, z, r, clean_z, clean_r, 3)[1], by_mask[1])
 
 
 def test_samples_of_one_batch_are_those_drawn_one_by_one():
@@ -140,3 +138,9 @@ def test_guidance_moves_from_the_dropped_branch_through_the_conditional_one():
 def test_bad_schedules_are_named(arguments, words):
     with pytest.raises(ValueError, match=words):
         Schedule(*arguments)
+
+
+@pytest.mark.parametrize("weight", [float("nan"), float("inf")])
+def test_a_weight_that_is_not_finite_is_refused(weight):
+    with pytest.raises(ValueError, match=f"finite weight, got {weight}"):
+        guided(flow, torch.ones(1, 2, dtype=torch.bool), noise(1, 2, 3), weight)

@@ -7,7 +7,7 @@ import torch
 from rays_as_pixels_model.config import PRESETS, CodecConfig, ConfigError, ModelConfig, TransformerConfig, preset
 from rays_as_pixels_model.joint import RaysAsPixels, build_transformer
 from rays_as_pixels_model.layers import rotary_angles, rotate
-from rays_as_pixels_model.sampler import Cancelled, euler
+from rays_as_pixels_model.sampler import Cancelled, Schedule, sample
 from rays_as_pixels_model.schedule import add_noise, draw_times, time_grid
 from rays_as_pixels_model.transformer import token_positions
 
@@ -144,7 +144,7 @@ def test_euler_is_exact_on_straight_lines_and_keeps_what_is_clean(steps):
         seen.append((t_z[0].tolist(), t_r[0].tolist()))
         return z1 - z0, r1 - r0
 
-    z, r = euler(velocity, start, r0, clean_z, clean_r, steps)
+    z, r = sample(velocity, start, r0, Schedule(steps, steps), clean_z, clean_r)
     torch.testing.assert_close(z, z1)
     torch.testing.assert_close(r, r1)
     assert all(t_z[0] == 1 for t_z, _ in seen) and seen[0][1] == [0.0] * 5 and len(seen) == steps
@@ -160,7 +160,7 @@ def test_a_refused_step_stops_at_once():
     x = torch.randn(1, 2, 3)
     clean = torch.zeros(1, 2, dtype=torch.bool)
     with pytest.raises(Cancelled, match="step 2 of 10"):
-        euler(velocity, x, x, clean, clean, 10, on_step=lambda step, total, z, r: step < 2)
+        sample(velocity, x, x, Schedule(10, 10), clean, clean, on_step=lambda step, total, z, r: step < 2)
     assert len(calls) == 2
 
 
@@ -173,3 +173,18 @@ def test_times():
     assert 0 <= drawn.min() and drawn.max() <= 0.9 and 0.5 < (drawn <= 0.05).float().mean() < 0.7
     data, noise = torch.ones(1, 2, 3), torch.zeros(1, 2, 3)
     torch.testing.assert_close(add_noise(data, noise, torch.tensor([[0.25, 1.0]]))[0, :, 0], torch.tensor([0.25, 1.0]))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("groups", [(1, 4), (1, 1, 1)])
+def test_weights_of_bfloat16_take_and_give_float32_and_bfloat16(groups):
+    model, half = stirred(), stirred().bfloat16()
+    args = inputs(model, groups)
+    for a, b in zip(model(*args), half(*args), strict=True):
+        assert b.dtype == torch.float32 and 0 < (a - b).std() < 0.03 * a.std()
+    narrow = (x.bfloat16() if x.is_floating_point() else x for x in args[:5])
+    assert all(v.dtype == torch.bfloat16 and torch.isfinite(v).all() for v in half(*narrow, groups))
+    frames = torch.rand(1, 5, SMALL.height, SMALL.width, 3)
+    z = half.encode_frames(frames, (1, 4))
+    torch.testing.assert_close(z, model.encode_frames(frames, (1, 4)), atol=0.02, rtol=0.02)
+    assert half.decode_rays(half.encode_rays(frames[:, :, ::2, ::2])).shape == (1, 5, 16, 32, 3)

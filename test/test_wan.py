@@ -3,6 +3,7 @@
 
 import dataclasses
 import json
+import shutil
 import sys
 
 import pytest
@@ -286,6 +287,18 @@ def test_the_pipeline_and_a_checkpoint_take_a_wan_model(model, tmp_path):
     assert decoded[0].shape == (1, 5, 32, 48, 3) and torch.equal(*decoded)
 
 
+def test_a_checkpoint_keeps_the_dtypes_of_its_file(folder, tmp_path):
+    half = load_wan(SMALL, folder, dtype=torch.bfloat16)
+    again = load_checkpoint(save_checkpoint(tmp_path / "half", half, "card"))
+    state = half.state_dict()
+    assert {k: v.dtype for k, v in again.state_dict().items()} == {k: v.dtype for k, v in state.items()}
+    assert all(torch.equal(v, again.state_dict()[k]) for k, v in state.items())
+    assert {v.dtype for v in state.values()} == {torch.bfloat16, torch.float32}  # the VAE stays as it was
+    trained = {k: p.requires_grad for k, p in half.named_parameters()}
+    assert {k: p.requires_grad for k, p in again.named_parameters()} == trained and len(set(trained.values())) == 2
+    assert not any(x.is_meta for x in [*again.parameters(), *again.buffers()])
+
+
 def test_what_cannot_be_loaded_is_named(folder, wan, tmp_path, monkeypatch):
     state = {k: v.contiguous() for k, v in wan[0].state_dict().items()}
     with pytest.raises(CheckpointError, match="no .safetensors"):
@@ -302,6 +315,21 @@ def test_what_cannot_be_loaded_is_named(folder, wan, tmp_path, monkeypatch):
     wider = dataclasses.replace(SMALL, transformer=dataclasses.replace(SMALL.transformer, ffn_width=128))
     with pytest.raises(CheckpointError, match=r"\(128,.*wan-test|wan-test.*\(128"):
         load_wan(wider, folder)
+    with pytest.raises(ConfigError, match="needs a Wan preset.*'micro'"):
+        load_wan(preset("micro"), folder)
+    shutil.copytree(folder / "vae", tmp_path / "vae")
+    about, good = tmp_path / "vae" / "config.json", json.loads((folder / "vae" / "config.json").read_text())
+    for facts, words in (
+        ("{", "is not a config of the Wan VAE"),
+        (json.dumps({**good, "latents_mean": "x"}), "is not a config of the Wan VAE"),
+        (json.dumps({**good, "latents_mean": good["latents_mean"][:3]}), "latents_mean must be 16 finite"),
+        (json.dumps({**good, "latents_std": [0.0] * 16}), "latents_std must be 16 finite numbers, deviations above 0"),
+    ):
+        about.write_text(facts)
+        with pytest.raises(CheckpointError, match=words):
+            load_wan(SMALL, folder, vae=tmp_path / "vae")
+    with pytest.raises(ConfigError, match="ray_scale must be a positive, finite number, got nan"):
+        dataclasses.replace(SMALL.codec, ray_scale=float("nan"))
     (tmp_path / "model.safetensors").write_bytes(b"short")
     with pytest.raises(CheckpointError, match="truncated"):
         load_wan(SMALL, tmp_path)
