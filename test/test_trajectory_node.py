@@ -197,7 +197,8 @@ def test_a_bad_parameter_fails_in_configure_with_the_reason(peer, capfd, name, v
     node = TrajectoryNode("unready", load_pipeline=load, parameter_overrides=[Parameter(name, value=value)])
     try:
         assert node.trigger_configure() == TransitionCallbackReturn.FAILURE
-        assert f"cannot be configured: {reason}" in capfd.readouterr().err.replace(f"parameter {name}", name)
+        said = capfd.readouterr().err
+        assert "cannot be configured: " in said and reason in said
         right = next(parameter.default for parameter in TRAJECTORY if parameter.name == name)
         assert node.set_parameters([Parameter(name, value=right)])[0].successful
         assert node.trigger_configure() == TransitionCallbackReturn.SUCCESS
