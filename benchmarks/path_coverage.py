@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Coverage of the covariances along stitched paths: python -m benchmarks.path_coverage [--paths 12] [--frames 61].
 
-Held-out procedural paths go through what the trajectory node does: overlapping windows, samples of every fourth one, the
-stitcher and the chain of covariances. How many of the published poses lie within their ellipsoid tells whether errors
-that add up along a path are owned up to. Coverage of single windows: rays-as-pixels calibrate.
+Held-out procedural paths go through what the trajectory node does: overlapping windows, samples of every fourth one,
+the stitcher and the chain of covariances. How many of the published poses lie within their ellipsoid tells whether
+errors that add up along a path are owned up to. Coverage of single windows: rays-as-pixels calibrate.
 """
 
 from __future__ import annotations

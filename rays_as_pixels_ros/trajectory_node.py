@@ -288,8 +288,11 @@ class TrajectoryNode(CameraNode):
     # Scale from the robot's odometry
 
     def _on_odometry(self, message: Odometry) -> None:
-        p = message.pose.pose.position
-        self._robot_path.append((conversions.stamp_ns(message.header.stamp), np.array([p.x, p.y, p.z])))
+        p, stamp = message.pose.pose.position, conversions.stamp_ns(message.header.stamp)
+        with self._track_lock:
+            if self._robot_path and stamp < self._robot_path[-1][0]:
+                self._robot_path.clear()  # a bag that loops: this may come before the image that says so
+            self._robot_path.append((stamp, np.array([p.x, p.y, p.z])))
 
     def _learn_scale(self, window: Window, T_window_camera: np.ndarray) -> None:
         """Compare the distance between the window's ends with the robot's in the same time."""
