@@ -27,7 +27,7 @@ from rays_as_pixels_model.geometry import Intrinsics, fit_frames
 
 from . import conversions
 from .camera_node import BEST_EFFORT, LATCHED, RELIABLE, CameraFrame, CameraNode, main_of
-from .health import Health
+from .health import LEAST_CONTRAST, Health, contrast
 from .parameters import TRAJECTORY
 from .scale import MetricScale, distance_between
 from .stitching import StitchedFrame, Stitcher
@@ -195,6 +195,10 @@ class TrajectoryNode(CameraNode):
     def _estimate(self, window: Window) -> None:
         """Run the model on a window, join it to the trajectory, and publish its new frames."""
         frames, intrinsics = np.stack([item.rgb for item in window.items]), window.items[-1].intrinsics
+        if contrast(frames) < LEAST_CONTRAST:
+            self._health.lose(f"an image shows nothing: its grey levels spread by {contrast(frames):.1f}")
+            self._windows.forget_overlap()
+            return
         estimate = self._pipeline.estimate_trajectory(
             frames, intrinsics, steps=self._p.steps, seed=self._p.seed, reference=0
         )

@@ -5,6 +5,7 @@ import time
 
 import numpy as np
 import pytest
+from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import PoseWithCovarianceStamped
 from nav_msgs.msg import Odometry
 from nav_msgs.msg import Path as PathMessage
@@ -167,6 +168,31 @@ def test_bad_images_are_refused_in_one_line_and_the_trajectory_goes_on(peer, tra
     play(peer, range(7))
     until(lambda: len(peer.got["trajectory_node/pose"]) == 7, "poses after the bad images")
     assert trajectory.alive()
+
+
+def test_a_covered_lens_is_lost_and_says_so(peer, trajectory):
+    restart(peer)
+    statuses = peer.listen(DiagnosticArray, "/diagnostics", 100)
+    play(peer, range(5))
+    poses = peer.got["trajectory_node/pose"]
+    until(lambda: len(poses) == 5, "poses")
+
+    def lost():
+        found = [s for m in statuses for s in m.status if s.name == "trajectory_node: camera"]
+        return found and found[-1].level == b"\x02" and "an image shows nothing" in found[-1].message
+
+    for number in range(5, 40):
+        dark = c.rgb_to_image(np.zeros((48, 72, 3), np.uint8), 0, OPTICAL)
+        peer.show(number, image=dark)
+        time.sleep(0.1)
+        if lost():
+            break
+    assert lost() and len(poses) == 5, "no pose of what was not seen"
+    play(peer, range(40, 50))
+    until(lambda: len(poses) >= 10, "poses once there is something to see")
+    position = np.asarray(poses[-1].pose.covariance).reshape(6, 6)[0, 0]
+    assert position > 1e5, "nobody knows how far the camera went meanwhile"
+    until(lambda: not lost(), "diagnostics without it")
 
 
 def test_a_fast_camera_loses_frames_but_not_the_trajectory(peer, trajectory):
