@@ -15,7 +15,18 @@ from rclpy.parameter import Parameter
 from std_srvs.srv import Trigger
 from tf2_msgs.msg import TFMessage
 from visualization_msgs.msg import Marker, MarkerArray
-from wire import BAD_FRAMES, LATCHED, OPTICAL, Peer, Process, module_domain, play, show_until_refused, until
+from wire import (
+    BAD_FRAMES,
+    LATCHED,
+    OPTICAL,
+    Peer,
+    Process,
+    module_domain,
+    play,
+    play_in_step,
+    show_until_refused,
+    until,
+)
 
 from rays_as_pixels_interfaces.srv import SaveTrajectory
 from rays_as_pixels_model.media import read_trajectory
@@ -75,9 +86,8 @@ def expected_in_map(truth, first_unit):
 
 def test_stream_in_trajectory_out(peer, trajectory, tmp_path):
     restart(peer)
-    stamps = play(peer, range(25))
     poses = peer.got["trajectory_node/pose"]
-    until(lambda: len(poses) >= 25, f"25 poses (got {len(poses)})\n{trajectory.text()}")
+    stamps = play_in_step(peer.show, range(25), poses)
     assert [stamps[c.stamp_ns(pose.header.stamp)] for pose in poses] == list(range(25))
     assert {pose.header.frame_id for pose in poses} == {"map"}
     found = np.stack([c.pose_to_matrix(pose.pose.pose) for pose in poses])
@@ -173,9 +183,8 @@ def test_bad_images_are_refused_in_one_line_and_the_trajectory_goes_on(peer, tra
 def test_a_covered_lens_is_lost_and_says_so(peer, trajectory):
     restart(peer)
     statuses = peer.listen(DiagnosticArray, "/diagnostics", 100)
-    play(peer, range(5))
     poses = peer.got["trajectory_node/pose"]
-    until(lambda: len(poses) == 5, "poses")
+    play_in_step(peer.show, range(5), poses)
 
     def lost():
         found = [s for m in statuses for s in m.status if s.name == "trajectory_node: camera"]

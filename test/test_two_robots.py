@@ -21,7 +21,7 @@ from pixel_pipeline import path, picture
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from tf2_msgs.msg import TFMessage
-from wire import CAMERA, LATCHED, START, Peer, Process, module_domain, until
+from wire import CAMERA, LATCHED, START, Peer, Process, module_domain, play_in_step, until
 
 from rays_as_pixels_model.geometry import Intrinsics
 from rays_as_pixels_ros import conversions as c
@@ -139,12 +139,14 @@ def last_status(peer, name):
 
 
 def test_each_has_its_own_frames_topics_and_unit(peer, robots, cameras):
-    for number in range(15):
-        for index, camera in ((number, cameras["robot1"]), (40 - number, cameras["robot2"])):
-            camera.show(index)
-        time.sleep(0.06)
     one, two = cameras["robot1"].poses, cameras["robot2"].poses
-    until(lambda: len(one) >= 15 and len(two) >= 10, f"poses of both\n{robots['robot2'].text()}")
+
+    def show(number):
+        cameras["robot2"].show(40 - number)
+        return cameras["robot1"].show(number)
+
+    play_in_step(show, range(15), one)
+    until(lambda: len(two) >= 2, f"poses of robot2\n{robots['robot2'].text()}")
     assert {pose.header.frame_id for pose in one} == {"robot1/map"}
     assert {pose.header.frame_id for pose in two} == {"robot2/map"}
     # robot1 in the unit of its first window, robot2 in metres of its wheels from where its scale was known.
@@ -195,10 +197,7 @@ def test_a_camera_that_stops_is_named_and_may_resume(peer, robots, cameras):
     assert "this node asks for sensor_msgs/msg/Image (best effort, volatile, keep last 5)" in line
     assert "/peer offers sensor_msgs/msg/Image (reliable, volatile" in line
     until(lambda: last_status(peer, "/robot1/trajectory_node")[0] == b"\x01", "a warning in the diagnostics")
-    for number in range(15, 23):
-        camera.show(number)
-        time.sleep(0.06)
-    until(lambda: len(camera.poses) >= 6, "poses after the pause")
+    play_in_step(camera.show, range(15, 23), camera.poses, length=2)
     expected = np.linalg.inv(path()[0]) @ path()[camera.index(camera.poses[-1])]
     expected[:3, 3] *= 0.7
     found = c.pose_to_matrix(camera.poses[-1].pose.pose)
