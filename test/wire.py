@@ -2,6 +2,7 @@
 """Node processes, and a peer in the test's own process that plays the camera and listens."""
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -78,10 +79,19 @@ class Process:
         finally:
             self.stop()
 
-    def stop(self):
-        """Ask the process to end (SIGTERM); returns its exit code."""
+    @property
+    def pid(self):
+        return self._process.pid
+
+    def kill(self):
+        """End the process as a crash would."""
+        self._process.kill()
+        self._process.wait()
+
+    def stop(self, number=signal.SIGTERM):
+        """Ask the process to end by a signal; returns its exit code."""
         if self.alive():
-            self._process.terminate()
+            self._process.send_signal(number)
         try:
             return self._process.wait(30)
         except subprocess.TimeoutExpired:
@@ -162,6 +172,24 @@ def play(peer, numbers, period=0.06, truth=False):
     for number in numbers:
         stamps[peer.show(number, truth=truth)] = number
         time.sleep(period)
+    return stamps
+
+
+def play_in_step(show, numbers, poses, length=5, hop=2):
+    """Show images window by window, waiting for the poses of each, so that a busy machine drops none.
+
+    Args:
+        show: publishes the image of a number; returns its stamp.
+        poses: what the node's pose topic has sent so far; one more comes for each image.
+    Returns:
+        numbers by stamp.
+    """
+    stamps, before = {}, len(poses)
+    for count, number in enumerate(numbers, 1):
+        stamps[show(number)] = number
+        if count >= length and (count - length) % hop == 0:
+            until(lambda wanted=before + count: len(poses) >= wanted, f"{count} poses, got {len(poses) - before}")
+        time.sleep(0.01)
     return stamps
 
 
