@@ -32,10 +32,17 @@ class VideoNet(torch.nn.Module):
         return torch.cat([x.flatten(2).mean(2), change.flatten(2).mean(2)], dim=1)
 
 
+class BrokenNet(torch.nn.Module):
+    """Features that are no numbers."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.flatten(1).mean(1, keepdim=True) / 0.0 * 0.0
+
+
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     folder = tmp_path_factory.mktemp("features")
-    for name, module in (("image", ImageNet()), ("video", VideoNet())):
+    for name, module in (("image", ImageNet()), ("video", VideoNet()), ("broken", BrokenNet())):
         torch.jit.script(module).save(str(folder / f"{name}.pt"))
     return folder
 
@@ -139,6 +146,8 @@ def test_bad_feature_weights_are_named(pipe, windows, weights, tmp_path):
         (lambda: Features(tmp_path / "none.pt"), FeatureError, "none.pt"),
         (lambda: Features(tmp_path / "text.pt"), FeatureError, "TorchScript"),
         (lambda: Features(weights / "video.pt")(windows[0]), FeatureError, "fails on"),
+        (lambda: Features(weights / "broken.pt")(windows[0]), FeatureError, "broken.pt gives .* not finite"),
+        (lambda: frechet_distance(np.full((3, 3), np.nan), np.zeros((5, 3))), FeatureError, "finite"),
         (lambda: frechet_distance(np.zeros((1, 3)), np.zeros((5, 3))), FeatureError, "2 or more"),
         (lambda: pipe.close_the_loop(windows[0], CAMERA, video_features=weights / "video.pt"), FeatureError, "got 1"),
         (lambda: pipe.close_the_loop(windows[:, :3], CAMERA), ValueError, "5"),
