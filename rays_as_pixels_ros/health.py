@@ -41,6 +41,7 @@ class Health:
         self._poses: deque = deque(maxlen=100)
         self._latencies: deque = deque(maxlen=100)
         self._residual = float("nan")
+        self._loop: tuple[float, float, float] | None = None
         self._dropped_before = 0
         self._started = clock()
         self._lock = threading.Lock()
@@ -91,6 +92,12 @@ class Health:
             self.counts["lost windows"] += 1
             self.lost = reason
 
+    def loop(self, rotation_deg: float, translation: float, psnr: float) -> None:
+        """Note how far the model agrees with itself: a closed loop's errors (degrees, scene depths) and its PSNR."""
+        with self._lock:
+            self.counts["closed loops"] += 1
+            self._loop = rotation_deg, translation, psnr
+
     def silent(self) -> bool:
         """Say whether no image came for silence_s."""
         with self._lock:
@@ -107,6 +114,11 @@ class Health:
                 p50, p95 = np.percentile(self._latencies, [50, 95])
                 table["latency p50 (s)"], table["latency p95 (s)"] = f"{p50:.3f}", f"{p95:.3f}"
                 table["residual of the last window"] = f"{self._residual:.4f}"
+            if self._loop:
+                turn, shift, psnr = self._loop
+                table["self-consistency rotation (deg)"] = f"{turn:.2f}"
+                table["self-consistency translation (scene depths)"] = f"{shift:.3f}"
+                table["self-consistency PSNR (dB)"] = f"{psnr:.1f}"
             table.update(memory())
             dropped = self.counts["dropped images"]
             falls_behind, self._dropped_before = dropped > self._dropped_before, dropped

@@ -77,6 +77,14 @@ TRAJECTORY = (
         0.0,
         10.0,
     ),
+    Parameter(
+        "loop_every",
+        30.0,
+        "Seconds from one closed loop (a window rendered along its own trajectory and estimated again) to the next; "
+        "0: none.",
+        0.0,
+        86400.0,
+    ),
     Parameter("carry_scale", True, "Measure each window's scale on the frames it shares with the one before."),
     Parameter("max_scale_step", 2.0, "Largest factor between the scales of neighbouring windows.", 1.0, 100.0),
     Parameter("map_frame", "map", "Frame of the corrected trajectory."),

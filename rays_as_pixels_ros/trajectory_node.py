@@ -24,6 +24,7 @@ from visualization_msgs.msg import MarkerArray
 
 from rays_as_pixels_interfaces.srv import SaveTrajectory
 from rays_as_pixels_model.geometry import Intrinsics, fit_frames
+from rays_as_pixels_model.results import TrajectoryEstimate
 
 from . import conversions
 from .camera_node import BEST_EFFORT, LATCHED, RELIABLE, CameraFrame, CameraNode, main_of
@@ -88,6 +89,7 @@ class TrajectoryNode(CameraNode):
         self._track, self._covariances = Track(self._p.path_max_size), CovarianceChain()
         self._robot_path: deque = deque(maxlen=2000)
         self._last_stamp = -1
+        self._loop_at = time.monotonic() + self._p.loop_every
         self._shown_at, self._to_show = 0.0, None
 
     def _activated(self) -> None:
@@ -228,6 +230,20 @@ class TrajectoryNode(CameraNode):
                 picture = np.clip((estimate.raxels[-1] + 1.0) * 127.5, 0, 255).astype(np.uint8)
                 self._raxel_publisher.publish(conversions.rgb_to_image(picture, newest.stamp, newest.frame_id))
         self._spreads.refresh(self._pipeline, frames, intrinsics, estimate)
+        if self._p.loop_every and time.monotonic() >= self._loop_at:
+            self._close_the_loop(frames, intrinsics, estimate)
+
+    def _close_the_loop(self, frames: np.ndarray, intrinsics: Intrinsics, estimate: TrajectoryEstimate) -> None:
+        """Measure how far the model agrees with itself on a window whose poses are out already."""
+        try:
+            found = self._pipeline.close_the_loop(
+                frames, intrinsics, self._p.steps, view_steps=1, seed=self._p.seed, estimate=estimate
+            )
+            self._health.loop(found.rotation_error_deg, found.T_err, found.psnr)
+        except ValueError as error:  # no camera in what it rendered: worth counting, no reason to lose the window
+            self._health.count("failed closed loops")
+            self.get_logger().warning(f"closed loop failed: {error}", throttle_duration_sec=60.0)
+        self._loop_at = time.monotonic() + self._p.loop_every
 
     def _mount(self, stamp: int, optical_frame: str) -> tuple[bool, np.ndarray | None]:
         """Return whether TF can tell where the camera sits, and T_base_optical (4, 4); None: the camera is the base."""

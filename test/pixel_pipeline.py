@@ -75,6 +75,13 @@ class PixelPipeline:
             draw[1:, :3, :3] = Rotation.from_rotvec(offset).as_matrix() @ draw[1:, :3, :3]
         return draws
 
+    def close_the_loop(self, frames, intrinsics, pose_steps=1, view_steps=2, seed=0, *, estimate=None):
+        """Figures that tell which window came: its first frame number in degrees and scene depths."""
+        number = index_of(frames[0])
+        if number >= 20:
+            raise ValueError("no camera made these raxels")
+        return SimpleNamespace(rotation_error_deg=float(number), T_err=float(number), psnr=20.0 + view_steps)
+
     def render_views(self, frames, T_world_source, source_intrinsics, T_world_target, target_intrinsics,
                      metres_per_unit=1.0, steps=4, seed=0, on_step=None):  # fmt: skip
         """View i is painted with the distance of its camera from the first source, in centimetres of the unit."""

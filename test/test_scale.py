@@ -64,5 +64,16 @@ def test_health_levels():
     assert health.report()[0] == WARN
 
 
+def test_health_tells_the_last_closed_loop():
+    health = Health()
+    assert not any("consistency" in name for name in health.report()[2])
+    for figures in ((1.0, 2.0, 3.0), (0.5, 0.0625, 21.0)):
+        health.loop(*figures)
+    table = health.report()[2]
+    assert table["closed loops"] == "2" and table["self-consistency rotation (deg)"] == "0.50"
+    assert table["self-consistency translation (scene depths)"] == "0.062"
+    assert table["self-consistency PSNR (dB)"] == "21.0"
+
+
 def test_a_residual_that_is_not_a_number_is_lost():
     assert not Health(max_residual=0.1).window(np.array([np.nan]), 0.1)

@@ -54,7 +54,8 @@ def peer(ros_domain):
 @pytest.fixture(scope="module")
 def trajectory(peer, tmp_path_factory):
     """A trajectory_node and what it publishes."""
-    with Process(tmp_path_factory.mktemp("trajectory"), "trajectory_node", "-p", "base_frame:=''") as process:
+    settings = ("-p", "base_frame:=''", "-p", "loop_every:=0.2")
+    with Process(tmp_path_factory.mktemp("trajectory"), "trajectory_node", *settings) as process:
         for kind, topic, qos in (
             (PoseWithCovarianceStamped, "trajectory_node/pose", 100),
             (Odometry, "trajectory_node/odometry", 100),
@@ -178,6 +179,28 @@ def test_bad_images_are_refused_in_one_line_and_the_trajectory_goes_on(peer, tra
     play(peer, range(7))
     until(lambda: len(peer.got["trajectory_node/pose"]) == 7, "poses after the bad images")
     assert trajectory.alive()
+
+
+def test_the_closed_loop_is_in_the_diagnostics(peer, trajectory):
+    """Figures of one of the windows shown; a loop that fails is counted, and costs no pose."""
+    statuses = peer.listen(DiagnosticArray, "/diagnostics", 100)
+    poses = peer.got["trajectory_node/pose"]
+
+    def table():
+        found = [s for m in statuses for s in m.status if s.name == "trajectory_node: camera"]
+        return {value.key: value.value for value in found[-1].values} if found else {}
+
+    for first, wanted in ((0, "closed loops"), (24, "failed closed loops")):
+        restart(peer)
+        before = int(table().get(wanted, 0))
+        for number in range(first, first + 15):
+            play_in_step(peer.show, [number], poses)
+            time.sleep(0.1)
+        until(lambda before=before, wanted=wanted: int(table().get(wanted, 0)) > before, wanted)
+        until(lambda: len(poses) == 15, "all poses")
+    assert table()["self-consistency rotation (deg)"] in {f"{k}.00" for k in range(0, 11, 2)}
+    assert float(table()["self-consistency translation (scene depths)"]) in range(0, 11, 2)
+    assert table()["self-consistency PSNR (dB)"] == "21.0"
 
 
 def test_a_covered_lens_is_lost_and_says_so(peer, trajectory):
