@@ -160,7 +160,7 @@ def guided(velocity: Velocity, source_z: Tensor, noise: Tensor, weight: float) -
         ValueError: a weight that is not finite.
 
     Note: the shipped weights never saw dropped sources in training (training/tasks.py keeps every source clean), so for
-    them the second branch is an extrapolation, not measured here.
+    them the second branch is an extrapolation, and every weight above 1 makes views worse (docs/benchmarks.md).
     """
     if not -float("inf") < weight < float("inf"):
         raise ValueError(f"guidance must be a finite weight, got {weight}")
