@@ -9,11 +9,14 @@ Axes: T frames, h w raxel pixels. `T_reference_camera` is camera to reference.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from .geometry import GeometryError, Intrinsics, invert, make_pose, pixel_rays, so3_exp, so3_log
+
+if TYPE_CHECKING:
+    import torch
 
 
 def make_raxels(T_reference_camera: np.ndarray, intrinsics: Intrinsics, height: int, width: int) -> np.ndarray:
@@ -43,6 +46,8 @@ def make_raxels_batch(rotation: torch.Tensor, centre: torch.Tensor, intrinsics: 
     Returns:
         (B, T, height, width, 3) of the dtype of `rotation`.
     """
+    import torch  # only here: reading cameras runs without torch
+
     fx, fy, cx, cy = intrinsics.to(rotation)[..., None].unbind(1)                       # (B, 1) each
     u = (torch.arange(width, device=rotation.device) + 0.5) * (image_size[0] / width)
     v = (torch.arange(height, device=rotation.device) + 0.5) * (image_size[1] / height)
