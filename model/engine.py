@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The interface between the pipeline and what runs the model, and what the pipeline needs to work on either's arrays.
 
-`joint.RaysAsPixels` (torch) and `onnx_engine.OnnxEngine` (ONNX Runtime, numpy arrays, no torch) are engines. Sampler and
-pipeline keep to what arrays of both kinds can do, and take functions from `namespace`.
+`joint.RaysAsPixels` (torch) and `onnx_engine.OnnxEngine` (ONNX Runtime, numpy arrays, no torch) are engines. Sampler
+and pipeline keep to what arrays of both kinds can do, and take functions from `namespace`.
 
 Axes: B batch, T frames, L latent frames, H W pixels, h w cells, C channels.
 """

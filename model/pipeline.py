@@ -118,7 +118,7 @@ class Pipeline:
         rays = None if camera is None else self.model.array(self._raxels(np.eye(4)[None], camera))
         decoded = self.estimate_batch(self._to_tensor(fitted)[None], rays, reference, steps,
                                       self.model.generator(seed), samples=samples, solver=solver, shift=shift)
-        raxels = to_numpy(decoded).astype(np.float64)                                             # (samples, T, h, w, 3)
+        raxels = to_numpy(decoded).astype(np.float64)                                       # (samples, T, h, w, 3)
         size, cell = (self.config.width, self.config.height), self.config.codec.cell
         reading = read_cameras(raxels.mean(0), camera, image_size=size, cell=cell)
         T, covariance = relative_covariance(reading.T_reference_camera, reading.covariance, reference)
