@@ -21,6 +21,8 @@ INTERFACE_TEXTS = {"embedded_ros.interfaces": "rays_as_pixels_interfaces"} if is
 PEERS = ["evo", "pycolmap"]
 TRAINING = ["tensorboard"]
 WAN = ["diffusers"]
+# Exported models: onnx writes them, onnxruntime (or onnxruntime-gpu in its place) runs them.
+ONNX = ["onnx", "onnxruntime"]
 
 
 def mapped_packages(name, folder):
@@ -79,10 +81,12 @@ setup(
         "test": ["colcon-common-extensions", "hypothesis", "pytest", "pytest-timeout", "pytest-xdist", "ruff"]
         + PEERS
         + TRAINING
-        + WAN,
+        + WAN
+        + ONNX,
         "eval": PEERS,
         "train": TRAINING,
         "wan": WAN,
+        "onnx": ONNX,
         "gpu": ["onnxruntime-gpu"],
     },
     entry_points={

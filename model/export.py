@@ -34,7 +34,7 @@ from .sampler import Schedule, sample
 
 PRECISIONS = ("fp32", "fp16", "int8")
 # Largest difference from torch that an export may have, in raxels (scene depths) and pixels (of a range of 2).
-LIMITS = {"fp32": 1e-3, "fp16": 0.05, "int8": 0.5}
+LIMITS = {"fp32": 1e-3, "fp16": 0.02, "int8": 0.2}
 _OPSET = 18
 
 
@@ -68,7 +68,7 @@ def export(
     own_bytes(folder, "config.json")
     if isinstance(config.codec, WanCodecConfig) or config.camera_encoding != "raxel":
         raise ExportError(
-            f"preset {config.preset!r} with {config.camera_encoding} rays has no ONNX graphs; presets with the built-in "
+            f"preset {config.preset!r} with {config.camera_encoding} rays has no ONNX graphs; those with the built-in "
             "codec and raxels have"
         )
     model = load_checkpoint(folder, preset)
