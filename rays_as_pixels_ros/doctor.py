@@ -39,7 +39,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--checkpoint", metavar="DIR", help="checkpoint folder; without it, the one that is shipped")
     args = parser.parse_args(argv)
     findings = []
-    for check in (_python, _ros, _dds, _buffers, _torch, _onnxruntime, _opencv, _video, lambda: _checkpoint(args.checkpoint)):
+    checks = (_python, _ros, _dds, _buffers, _torch, _onnxruntime, _opencv, _video)
+    for check in (*checks, lambda: _checkpoint(args.checkpoint)):
         for finding in _guarded(check):
             print(f"{finding.what:<12} {finding.state:<5} {finding.text}", flush=True)
             findings.append(finding)
