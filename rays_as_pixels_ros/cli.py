@@ -25,6 +25,8 @@ COMMANDS = {
     "train": ("rays_as_pixels_training.train", "train a model"),
     "ablation": ("rays_as_pixels_training.ablation", "train the paper's ablation and print its table"),
     "eval": ("rays_as_pixels_training.evaluate", "evaluate a checkpoint beside the baselines"),
+    "bench": ("rays_as_pixels_benchmarks.speed", "speed beside the hardware's and beside what else one would use"),
+    "export": ("rays_as_pixels_ros.command_export", "a checkpoint to ONNX graphs, checked against torch"),
     "presets": ("rays_as_pixels_ros.command_presets", "the sizes that a model can have"),
     "doctor": ("rays_as_pixels_ros.doctor", "what this machine has, and whether it is enough"),
 }
