@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .calibration import STEPS as DRAW_STEPS
+from .calibration import Calibration, read_calibration
 from .checkpoint import load_checkpoint
 from .closed_loop import close_the_loop
 from .geometry import (
@@ -24,9 +26,10 @@ from .geometry import (
     fit_intrinsics,
     invert,
     rotation_angle_deg,
+    sample_covariance,
 )
 from .joint import RaysAsPixels
-from .raxels import make_raxels, read_cameras, relative_covariance, sample_covariance
+from .raxels import fit_cameras, make_raxels, read_cameras, relative_covariance
 from .results import Imagined, LoopReport, RenderedViews, TrajectoryEstimate
 from .sampler import Cancelled, Schedule, Velocity, guided, sample
 
@@ -38,10 +41,12 @@ OnStep = Callable[[int, int, np.ndarray], bool]
 class Pipeline:
     """One loaded model and the three tasks it answers."""
 
-    def __init__(self, model: RaysAsPixels, device: str | torch.device = "cpu") -> None:
+    def __init__(self, model: RaysAsPixels, device: str | torch.device = "cpu",
+                 calibration: Calibration | None = None) -> None:
         self.model = model.to(device).eval()
         self.device = torch.device(device)
         self.config = model.config
+        self.calibration = calibration or Calibration()  # factors of 1, said to be unmeasured
 
     @classmethod
     def from_checkpoint(cls, path=None, device: str = "auto") -> Pipeline:
@@ -62,7 +67,7 @@ class Pipeline:
             raise ValueError(f"device must be 'auto', 'cpu' or 'cuda', got {device!r}") from None
         if kind not in ("cpu", "cuda") or (kind == "cuda" and not torch.cuda.is_available()):
             raise ValueError(f"device {device!r} is not here; use 'cpu' or 'auto'")
-        return cls(load_checkpoint(path, device=device), device)
+        return cls(load_checkpoint(path, device=device), device, read_calibration(path))
 
     # -- pose -----------------------------------------------------------------------------------------------------
 
@@ -132,6 +137,29 @@ class Pipeline:
             covariance = covariance + sample_covariance(draws, T)
         mean = raxels.mean(0).astype(np.float32)
         return TrajectoryEstimate(T, reading.intrinsics, reading.residual, covariance, mean, draws)
+
+    def draw_cameras(self, frames: np.ndarray, intrinsics: Intrinsics, samples: int = 8, steps: int = DRAW_STEPS,
+                     seed: int = 0, reference: int = 0) -> np.ndarray:
+        """Draw cameras of one window from the posterior: how far they lie apart says how sure the model is.
+
+        Args:
+            frames, intrinsics, reference: as in `estimate_trajectory`.
+            samples: draws, at least 2; steps: of the sampler, at least 2 (one step gives the mean, without spread).
+
+        Returns:
+            (samples, T, 4, 4), camera to reference, model units. `calibration.py` makes a covariance of them.
+
+        Raises:
+            ValueError: too few samples or steps.
+            GeometryError: frames and intrinsics that do not fit.
+        """
+        if samples < 2 or steps < 2:
+            raise ValueError(f"draws need samples >= 2 and steps >= 2, got {samples} and {steps}")
+        fitted, camera = fit_frames(np.asarray(frames), intrinsics, self.config.width, self.config.height)
+        decoded = self.estimate_batch(self._to_tensor(fitted)[None], self._raxels(np.eye(4)[None], camera), reference,
+                                      steps, torch.Generator().manual_seed(seed), samples=samples)
+        T = fit_cameras(decoded.double().cpu().numpy(), camera)                             # (samples, T, 4, 4)
+        return invert(T[:, reference, None]) @ T
 
     # -- views ----------------------------------------------------------------------------------------------------
 

@@ -25,6 +25,7 @@ COMMANDS = {
     "train": ("rays_as_pixels_training.train", "train a model"),
     "ablation": ("rays_as_pixels_training.ablation", "train the paper's ablation and print its table"),
     "eval": ("rays_as_pixels_training.evaluate", "evaluate a checkpoint beside the baselines"),
+    "calibrate": ("rays_as_pixels_training.calibrate", "measure how sure a checkpoint may be, and keep it there"),
     "presets": ("rays_as_pixels_ros.command_presets", "the sizes that a model can have"),
     "doctor": ("rays_as_pixels_ros.doctor", "what this machine has, and whether it is enough"),
 }

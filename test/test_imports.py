@@ -26,13 +26,15 @@ MAY_IMPORT = {
 ROS_FILES = {"parameters.py", "conversions.py", "entry_points.py", "render_client.py", "rays_as_pixels.py", "doctor.py"}
 # The entry points put the embedded rclpy in place where no ROS 2 is sourced; the doctor reports which one it is.
 INSTALLERS = {"entry_points.py", "doctor.py", "demo.py"}
-# The embedded CvBridge stands in for the real one where that is broken, and makes image messages.
-EMBEDDED_ROS_FILES = {("install.py", "cv_bridge"), ("cv_bridge.py", "sensor_msgs")}
+# The embedded CvBridge and diagnostic updater stand in for the real ones where those are broken or missing.
+EMBEDDED_ROS_FILES = {
+    ("install.py", "cv_bridge"), ("cv_bridge.py", "sensor_msgs"), ("diagnostic_updater.py", "diagnostic_msgs"),
+}  # fmt: skip
 # model/, lower to higher: a file imports only from before it.
 MODEL_ORDER = [
     "config", "geometry", "media", "comparison", "raxels", "pluecker", "layout", "layers", "transformer", "wan",
-    "codec", "wan_codec", "joint", "schedule", "sampler", "checkpoint", "wan_weights", "results", "features",
-    "closed_loop", "pipeline",
+    "codec", "wan_codec", "joint", "schedule", "sampler", "checkpoint", "calibration", "wan_weights", "results",
+    "features", "closed_loop", "pipeline",
 ]  # fmt: skip
 
 
