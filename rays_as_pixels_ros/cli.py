@@ -21,6 +21,7 @@ COMMANDS = {
     "up": ("rays_as_pixels_ros.command_node:up", "run both nodes in one process over one model"),
     "estimate": ("rays_as_pixels_ros.command_estimate", "video, image folder or posed images to a trajectory"),
     "render": ("rays_as_pixels_ros.command_render", "images to new views along an orbit or a dolly"),
+    "bag": ("rays_as_pixels_ros.command_bag", "a ROS 2 bag to a bag with its trajectory, offline, every frame"),
     "cache": ("rays_as_pixels_training.cache", "encode a dataset (bags, posed images, ...) to shards for training"),
     "train": ("rays_as_pixels_training.train", "train a model"),
     "ablation": ("rays_as_pixels_training.ablation", "train the paper's ablation and print its table"),
