@@ -101,7 +101,7 @@ def _run(recording, args: argparse.Namespace) -> int:
         with_tf = False, False
         print(
             f"no TF is written: the bag's own TF places {' and '.join(taken)} already, and a frame has one parent "
-            "(other --odom-frame and --base-frame, or --base-frame '', give a tree of its own)"
+            "(pose, odometry, path and frusta are; another --odom-frame or --base-frame gives TF a place of its own)"
         )
     pipeline = Pipeline.from_checkpoint(args.checkpoint, device=args.device)
     scale = MetricScale(args.scale_source, fixed=args.metres_per_unit)

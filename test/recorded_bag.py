@@ -64,12 +64,14 @@ def transform(ns, parent, child, xyz=(0.0, 0.0, 0.0), xyzw=(0.0, 0.0, 0.0, 1.0))
     return message(TF, transforms=[message(kind, header=header(ns, parent), child_frame_id=child, transform=inner)])
 
 
-def recorded(compressed=False, k=K, d=(0.0,) * 5, topic="/camera/image_raw", infos=True, stamps=None, moving=False):
+def recorded(compressed=False, k=K, d=(0.0,) * 5, topic="/camera/image_raw", infos=True, stamps=None, moving=False,
+             mount=True):  # fmt: skip
     """List (topic, type, time of reception in ns, message): images 20 ms after their stamps, and other topics."""
     stamps = [START + i * PERIOD for i in range(8)] if stamps is None else stamps
     # A camera 0.3 m ahead of the robot's middle and 0.5 m up, looking forward.
+    mounted = OPTICAL if mount else "lidar"
     out = [("/tf_static", TF, START - PERIOD,
-            transform(START, "base_link", OPTICAL, (0.3, 0.0, 0.5), (-0.5, 0.5, -0.5, 0.5)))]  # fmt: skip
+            transform(START, "base_link", mounted, (0.3, 0.0, 0.5), (-0.5, 0.5, -0.5, 0.5)))]  # fmt: skip
     kind = COMPRESSED if compressed else IMAGE
     for index, (rgb, stamp) in enumerate(zip(frames(len(stamps)), stamps, strict=True)):
         received = START + index * PERIOD + 20_000_000
