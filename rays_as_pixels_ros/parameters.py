@@ -69,7 +69,7 @@ TRAJECTORY = (
     Parameter("queue_size", 10, "Images that may wait for the model; then the oldest are dropped.", 2, 1000),
     Parameter("steps", 1, "Denoising steps for the camera poses of a window.", 1, 200),
     Parameter("samples", 8, "Samples of the posterior that the covariance comes from.", 2, 64),
-    Parameter("sample_every", 4, "Windows from one set of samples to the next; 1: each, for moving in jolts.", 1, 1000),
+    Parameter("sample_every", 4, "Windows from one set of samples to the next; 1: each has its own.", 1, 1000),
     Parameter(
         "max_residual",
         0.0,

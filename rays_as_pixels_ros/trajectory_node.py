@@ -223,6 +223,7 @@ class TrajectoryNode(CameraNode):
             if self._p.publish_raxels:
                 picture = np.clip((estimate.raxels[-1] + 1.0) * 127.5, 0, 255).astype(np.uint8)
                 self._raxel_publisher.publish(conversions.rgb_to_image(picture, newest.stamp, newest.frame_id))
+        self._spreads.refresh(self._pipeline, frames, intrinsics, estimate)
 
     def _mount(self, stamp: int, optical_frame: str) -> tuple[bool, np.ndarray | None]:
         """Return whether TF can tell where the camera sits, and T_base_optical (4, 4); None: the camera is the base."""

@@ -63,21 +63,29 @@ class WindowCovariance:
 
     def reset(self) -> None:
         """Sample the next window."""
-        self._since, self._spread, self._step = 0, None, None
+        self._windows, self._found = 0, None
 
     def of(self, pipeline: Any, frames: np.ndarray, intrinsics: Intrinsics, estimate: TrajectoryEstimate) -> tuple:
         """Return covariances of a window's cameras and of the motions to them, both (T, 6, 6), model units.
 
         The first in the axes of the reference, the second in those of the frame before (zero for the first frame).
         """
+        if self._found is None or self._every == 1:
+            self._sample(pipeline, frames, intrinsics, estimate)
+        return self._found
+
+    def refresh(self, pipeline: Any, frames: np.ndarray, intrinsics: Intrinsics, estimate: TrajectoryEstimate) -> None:
+        """Sample this window for those that follow, if its turn has come: after its poses, which do not wait for it."""
+        self._windows += 1
+        if self._every > 1 and self._windows % self._every == 0:
+            self._sample(pipeline, frames, intrinsics, estimate)
+
+    def _sample(self, pipeline: Any, frames: np.ndarray, intrinsics: Intrinsics, estimate: TrajectoryEstimate) -> None:
         T = estimate.T_reference_camera
-        if self._since % self._every == 0:
-            draws = pipeline.draw_cameras(frames, intrinsics, samples=self._samples, seed=self._seed + self._since)
-            spread = draws_covariance(draws, T, estimate.covariance)
-            steps = [np.zeros((6, 6))] + [step_covariance(draws, index) for index in range(1, len(T))]
-            self._spread, self._step = self._calibration.scaled(spread), self._calibration.scaled(np.stack(steps))
-        self._since += 1
-        return self._spread, self._step
+        draws = pipeline.draw_cameras(frames, intrinsics, samples=self._samples, seed=self._seed + self._windows)
+        spread = draws_covariance(draws, T, estimate.covariance)
+        steps = np.stack([np.zeros((6, 6))] + [step_covariance(draws, index) for index in range(1, len(T))])
+        self._found = self._calibration.scaled(spread), self._calibration.scaled(steps)
 
 
 class CovarianceChain:

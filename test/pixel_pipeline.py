@@ -42,13 +42,15 @@ def index_of(frame):
 class PixelPipeline:
     """The pipeline's interface over painted images."""
 
-    def __init__(self, frames=5):
+    def __init__(self, frames=5, seconds=0.0):
+        self._seconds = seconds  # that a window takes
         self.config = SimpleNamespace(frames=frames, height=64, width=96)
         self.calibration = Calibration(translation=3.0, rotation=2.0, max_residual=0.1, samples=8, windows=1)
 
     def estimate_trajectory(self, frames, intrinsics, steps=2, samples=1, seed=0, reference=0):
         if len(frames) != self.config.frames:
             raise ValueError(f"{len(frames)} frames; this model takes {self.config.frames}")
+        time.sleep(self._seconds)
         numbers = [index_of(frame) for frame in frames]
         truth = path()[numbers]
         relative = np.linalg.inv(truth[reference]) @ truth
@@ -100,7 +102,7 @@ def load(checkpoint, device):
     """Stand in for Pipeline.from_checkpoint."""
     if checkpoint == "broken":
         raise ValueError("broken: not a checkpoint")
-    return PixelPipeline()
+    return PixelPipeline(seconds=0.3 if checkpoint == "slow" else 0.0)
 
 
 def main():

@@ -25,7 +25,7 @@ from .eval_windows import EvalWindow
 
 LEVELS = (0.50, 0.68, 0.90, 0.95, 0.99)
 _FITTED_AT = 0.95
-# Residuals of real clips reach beyond those of rendered ones, and what shows no scene reaches further: docs/trajectory.md.
+# Residuals of real clips reach beyond those of rendered ones; what shows no scene reaches further: docs/trajectory.md.
 _LOST_ABOVE = (2.0, 0.99)  # so many times this quantile of the held-out windows' residuals
 _BLOCKS = {"translation": slice(0, 3), "rotation": slice(3, 6)}
 
