@@ -117,6 +117,7 @@ class OfflineTracker:
             moved = rotate_covariance(step[index], np.eye(3), frame.scale)
             source = window[index]
             placed.append(PlacedFrame(frame, source.intrinsics, covariances[index], moved, source.life))
+        self._spreads.refresh(self.pipeline, images, intrinsics, found)
         return placed
 
     def _lose(self, reason: str) -> None:
