@@ -17,7 +17,9 @@ def runtime():
 
 
 def install():
-    """Make `import rclpy` work. With a sourced ROS 2 the real one stays; only a broken cv_bridge is replaced.
+    """Make `import rclpy` work. With a sourced ROS 2 the real one stays.
+
+    There only a broken cv_bridge and a missing diagnostic_updater are replaced.
 
     Returns:
         'rclpy' or 'embedded'.
@@ -26,6 +28,8 @@ def install():
         if _find("rclpy"):
             _state["runtime"] = "rclpy"
             _replace_broken_cv_bridge()
+            if not _find("diagnostic_updater"):
+                _install_diagnostic_updater()
         else:
             _install_all()
             _state["runtime"] = "embedded"
@@ -50,6 +54,12 @@ def _replace_broken_cv_bridge():
             del sys.modules[name]
         _module("cv_bridge", {"CvBridge": own.CvBridge, "CvBridgeError": own.CvBridgeError})
         warnings.warn(f"cv_bridge does not import ({error}); a numpy CvBridge takes its place", stacklevel=3)
+
+
+def _install_diagnostic_updater():
+    from . import diagnostic_updater as own
+
+    _module("diagnostic_updater", _public(own, "Updater", "DiagnosticStatusWrapper"))
 
 
 class _Missing(AttributeError, NotImplementedError):
@@ -200,3 +210,4 @@ def _install_all():
     for name in ("buffer", "transform_listener", "transform_broadcaster", "static_transform_broadcaster"):
         _module(f"tf2_ros.{name}", tf2_names, package=False)
     _module("cv_bridge", _public(cv_bridge, "CvBridge", "CvBridgeError"))
+    _install_diagnostic_updater()

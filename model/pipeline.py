@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from .calibration import STEPS as DRAW_STEPS
+from .calibration import Calibration, read_calibration
 from .checkpoint_folder import read_exported
 from .closed_loop import close_the_loop
 from .engine import Array, Engine, namespace, to_numpy
@@ -24,8 +26,9 @@ from .geometry import (
     fit_intrinsics,
     invert,
     rotation_angle_deg,
+    sample_covariance,
 )
-from .raxels import make_raxels, read_cameras, relative_covariance, sample_covariance
+from .raxels import fit_cameras, make_raxels, read_cameras, relative_covariance
 from .results import Imagined, LoopReport, RenderedViews, TrajectoryEstimate
 from .sampler import Cancelled, Schedule, Velocity, guided, sample
 
@@ -37,10 +40,11 @@ OnStep = Callable[[int, int, np.ndarray], bool]
 class Pipeline:
     """One loaded model and the three tasks it answers."""
 
-    def __init__(self, model: Engine, device: Any = "cpu") -> None:
+    def __init__(self, model: Engine, device: Any = "cpu", calibration: Calibration | None = None) -> None:
         self.model = model.on(device)
         self.device = self.model.device
         self.config = model.config
+        self.calibration = calibration or Calibration()  # factors of 1, said to be unmeasured
 
     @classmethod
     def from_checkpoint(cls, path=None, device: str = "auto") -> Pipeline:
@@ -53,14 +57,15 @@ class Pipeline:
             CheckpointError: the checkpoint cannot be used.
             ValueError: no such device here.
         """
+        calibration = read_calibration(path)
         if read_exported(path) is not None:
             from .onnx_engine import OnnxEngine
 
-            return cls(OnnxEngine(path, device), device)
+            return cls(OnnxEngine(path, device), device, calibration)
         from .checkpoint import load_checkpoint, torch_device  # torch is imported for a checkpoint only
 
         device = torch_device(device)
-        return cls(load_checkpoint(path, device=device), device)
+        return cls(load_checkpoint(path, device=device), device, calibration)
 
     # -- pose -----------------------------------------------------------------------------------------------------
 
@@ -129,6 +134,30 @@ class Pipeline:
             covariance = covariance + sample_covariance(draws, T)
         mean = raxels.mean(0).astype(np.float32)
         return TrajectoryEstimate(T, reading.intrinsics, reading.residual, covariance, mean, draws)
+
+    def draw_cameras(self, frames: np.ndarray, intrinsics: Intrinsics, samples: int = 8, steps: int = DRAW_STEPS,
+                     seed: int = 0, reference: int = 0) -> np.ndarray:
+        """Draw cameras of one window from the posterior: how far they lie apart says how sure the model is.
+
+        Args:
+            frames, intrinsics, reference: as in `estimate_trajectory`.
+            samples: draws, at least 2; steps: of the sampler, at least 2 (one step gives the mean, without spread).
+
+        Returns:
+            (samples, T, 4, 4), camera to reference, model units. `calibration.py` makes a covariance of them.
+
+        Raises:
+            ValueError: too few samples or steps.
+            GeometryError: frames and intrinsics that do not fit.
+        """
+        if samples < 2 or steps < 2:
+            raise ValueError(f"draws need samples >= 2 and steps >= 2, got {samples} and {steps}")
+        fitted, camera = fit_frames(np.asarray(frames), intrinsics, self.config.width, self.config.height)
+        rays = self.model.array(self._raxels(np.eye(4)[None], camera))
+        decoded = self.estimate_batch(self._to_tensor(fitted)[None], rays, reference, steps,
+                                      self.model.generator(seed), samples=samples)
+        T = fit_cameras(to_numpy(decoded).astype(np.float64), camera)                             # (samples, T, 4, 4)
+        return invert(T[:, reference, None]) @ T
 
     # -- views ----------------------------------------------------------------------------------------------------
 

@@ -14,6 +14,8 @@ from types import SimpleNamespace
 import numpy as np
 from scipy.spatial.transform import Rotation
 
+from rays_as_pixels_model.calibration import Calibration
+
 LEVELS = 60  # distinguishable brightness levels: frame i of the path has brightness 4 i
 STEP_S = 0.03
 
@@ -40,12 +42,15 @@ def index_of(frame):
 class PixelPipeline:
     """The pipeline's interface over painted images."""
 
-    def __init__(self, frames=5):
+    def __init__(self, frames=5, seconds=0.0):
+        self._seconds = seconds  # that a window takes
         self.config = SimpleNamespace(frames=frames, height=64, width=96)
+        self.calibration = Calibration(translation=3.0, rotation=2.0, max_residual=0.1, samples=8, windows=1)
 
     def estimate_trajectory(self, frames, intrinsics, steps=2, samples=1, seed=0, reference=0):
         if len(frames) != self.config.frames:
             raise ValueError(f"{len(frames)} frames; this model takes {self.config.frames}")
+        time.sleep(self._seconds)
         numbers = [index_of(frame) for frame in frames]
         truth = path()[numbers]
         relative = np.linalg.inv(truth[reference]) @ truth
@@ -57,6 +62,17 @@ class PixelPipeline:
             covariance=np.tile(np.eye(6) * 1e-4, (len(frames), 1, 1)),
             raxels=np.zeros((len(frames), 32, 48, 3)),
         )
+
+    def draw_cameras(self, frames, intrinsics, samples=8, steps=2, seed=0, reference=0):
+        """Draws about the estimate: 1 cm of the unit and 0.01 radians either way along each axis, in turn."""
+        found = self.estimate_trajectory(frames, intrinsics, reference=reference).T_reference_camera
+        draws = np.tile(found, (samples, 1, 1, 1))
+        for number, draw in enumerate(draws):
+            offset = np.zeros(3)
+            offset[number // 2 % 3] = 0.01 * (-1) ** number
+            draw[1:, :3, 3] += offset
+            draw[1:, :3, :3] = Rotation.from_rotvec(offset).as_matrix() @ draw[1:, :3, :3]
+        return draws
 
     def render_views(self, frames, T_world_source, source_intrinsics, T_world_target, target_intrinsics,
                      metres_per_unit=1.0, steps=4, seed=0, on_step=None):  # fmt: skip
@@ -86,7 +102,7 @@ def load(checkpoint, device):
     """Stand in for Pipeline.from_checkpoint."""
     if checkpoint == "broken":
         raise ValueError("broken: not a checkpoint")
-    return PixelPipeline()
+    return PixelPipeline(seconds=0.3 if checkpoint == "slow" else 0.0)
 
 
 def main():

@@ -2,6 +2,7 @@
 """Node processes, and a peer in the test's own process that plays the camera and listens."""
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -78,10 +79,19 @@ class Process:
         finally:
             self.stop()
 
-    def stop(self):
-        """Ask the process to end (SIGTERM); returns its exit code."""
+    @property
+    def pid(self):
+        return self._process.pid
+
+    def kill(self):
+        """End the process as a crash would."""
+        self._process.kill()
+        self._process.wait()
+
+    def stop(self, number=signal.SIGTERM):
+        """Ask the process to end by a signal; returns its exit code."""
         if self.alive():
-            self._process.terminate()
+            self._process.send_signal(number)
         try:
             return self._process.wait(30)
         except subprocess.TimeoutExpired:
