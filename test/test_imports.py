@@ -31,7 +31,7 @@ EMBEDDED_ROS_FILES = {("install.py", "cv_bridge"), ("cv_bridge.py", "sensor_msgs
 # model/, lower to higher: a file imports only from before it.
 MODEL_ORDER = [
     "config", "geometry", "media", "comparison", "raxels", "pluecker", "layout", "layers", "transformer", "wan",
-    "codec", "wan_codec", "joint", "schedule", "sampler", "checkpoint", "wan_weights", "results", "features",
+    "codec", "wan_codec", "joint", "schedule", "sampler", "memory", "checkpoint", "wan_weights", "results", "features",
     "closed_loop", "pipeline",
 ]  # fmt: skip
 
