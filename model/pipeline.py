@@ -28,6 +28,7 @@ from .geometry import (
     rotation_angle_deg,
     sample_covariance,
 )
+from .memory import predict_memory
 from .raxels import fit_cameras, make_raxels, read_cameras, relative_covariance
 from .results import Imagined, LoopReport, RenderedViews, TrajectoryEstimate
 from .sampler import Cancelled, Schedule, Velocity, guided, sample
@@ -35,6 +36,8 @@ from .sampler import Cancelled, Schedule, Velocity, guided, sample
 __all__ = ["Cancelled", "Imagined", "LoopReport", "Pipeline", "RenderedViews", "TrajectoryEstimate"]
 
 OnStep = Callable[[int, int, np.ndarray], bool]
+_SOURCES_OF_A_VIEW = 2
+OnView = Callable[[int, np.ndarray, Intrinsics], None]
 
 
 class Pipeline:
@@ -188,8 +191,8 @@ class Pipeline:
     def render_views(self, source_frames: np.ndarray, T_world_source: np.ndarray, source_intrinsics: Intrinsics,
                      T_world_target: np.ndarray, target_intrinsics: Intrinsics | None = None, *,
                      metres_per_unit: float = 1.0, steps: int = 2, seed: int = 0, on_step: OnStep | None = None,
-                     samples: int = 1, solver: str = "euler", shift: float = 1.0, guidance: float = 1.0
-                     ) -> RenderedViews:
+                     on_view: OnView | None = None, samples: int = 1, solver: str = "euler", shift: float = 1.0,
+                     guidance: float = 1.0) -> RenderedViews:
         """Render what the camera would see.
 
         Each view is made from the sources nearest to it (at most two), the nearest being the reference.
@@ -198,7 +201,9 @@ class Pipeline:
             source_frames: (S, H, W, 3) uint8; T_world_source: (S, 4, 4); source_intrinsics: shared by the sources.
             T_world_target: (V, 4, 4); target_intrinsics: None takes the sources'.
             metres_per_unit: world length of one model unit (the scene scale).
-            on_step: (step, total, preview (H, W, 3) uint8) after every denoising step; False cancels.
+            on_step: (step, total, preview (H, W, 3) uint8) after every denoising step; False cancels. The preview is of
+                the view being made, and after its last step it is that view.
+            on_view: (number, view (H, W, 3) uint8, its camera) as soon as each view is finished, in order.
             samples: posterior draws of every view, made in one batch.
             solver, shift: see `sampler.Schedule`; guidance: weight on the sources, see `sampler.guided`.
 
@@ -223,7 +228,7 @@ class Pipeline:
         generator = self.model.generator(seed)
         total, views = steps * len(targets), []
         for number, target in enumerate(targets):
-            nearest = np.argsort(pose_distance(sources, target, metres_per_unit), kind="stable")[:2]
+            nearest = np.argsort(pose_distance(sources, target, metres_per_unit), kind="stable")[:_SOURCES_OF_A_VIEW]
             T = invert(sources[nearest[0]]) @ np.concatenate([sources[nearest], target[None]])
             T[:, :3, 3] /= metres_per_unit
             raxels = [self._raxels(T[:-1], source_camera), self._raxels(T[-1:], target_camera)]
@@ -232,6 +237,8 @@ class Pipeline:
             frame = self.render_batch(self._to_tensor(fitted[nearest])[None], raxels, steps, generator, on_step=report,
                                       samples=samples, solver=solver, shift=shift, guidance=guidance)
             views.append(_to_uint8(frame[:, 0]))                                            # (samples, H, W, 3)
+            if on_view is not None:
+                on_view(number, views[-1][0], target_camera)
         draws = np.stack(views, axis=1)
         return RenderedViews(draws[0], target_camera, draws if samples > 1 else None)
 
@@ -308,6 +315,12 @@ class Pipeline:
             raise ValueError(f"known and estimated motion disagree by {angle:.0f} degrees, so they tell no scale "
                              "(at most 60); give metres_per_unit")
         return float(np.sqrt((known**2).sum() / (estimate**2).sum()))
+
+    def predict_memory(self, sources: int | None = None) -> int:
+        """Predict the bytes that a view from so many sources takes on the device; None: a whole window (`imagine`)."""
+        if sources is None:
+            return predict_memory(self.config, images=0, video=True)
+        return predict_memory(self.config, images=min(sources, _SOURCES_OF_A_VIEW) + 1)
 
     # -- helpers --------------------------------------------------------------------------------------------------
 

@@ -36,8 +36,8 @@ EMBEDDED_ROS_FILES = {
 # model/, lower to higher: a file imports only from before it.
 MODEL_ORDER = [
     "config", "geometry", "media", "bags", "comparison", "raxels", "pluecker", "layout", "layers", "transformer", "wan",
-    "codec", "wan_codec", "engine", "joint", "schedule", "sampler", "checkpoint_folder", "checkpoint", "calibration",
-    "wan_weights", "onnx_engine", "results", "features", "closed_loop", "pipeline", "export",
+    "codec", "wan_codec", "engine", "joint", "schedule", "sampler", "memory", "checkpoint_folder", "checkpoint",
+    "calibration", "wan_weights", "onnx_engine", "results", "features", "closed_loop", "pipeline", "export",
 ]  # fmt: skip
 
 
