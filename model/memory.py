@@ -51,7 +51,7 @@ def predict_memory(config: ModelConfig, images: int, video: bool = False, batch:
 
 
 def available_memory(device: Any) -> int:
-    """Return the bytes that a device ('cpu', 'cuda:0', a torch.device) has free: of the GPU, or of the machine's memory.
+    """Return the bytes that a device ('cpu', 'cuda:0', a torch.device) has free: of the GPU, or of the machine.
 
     What torch keeps unused of a GPU counts as free; without torch the driver is asked. A limit of the process's control
     group counts too.
