@@ -16,7 +16,7 @@ from scipy.spatial.transform import Rotation
 
 from rays_as_pixels_model.calibration import Calibration
 
-LEVELS = 60  # distinguishable brightness levels: frame i of the path has brightness 4 i
+LEVELS = 60  # distinguishable brightness levels: frame i of the path has brightness 4 i + 3
 STEP_S = 0.03
 
 
@@ -30,13 +30,14 @@ def path():
 
 
 def picture(index, height=48, width=72):
-    """Image of frame `index`."""
-    return np.full((height, width, 3), 4 * index, dtype=np.uint8)
+    """Image of frame `index`: six stripes about its brightness, so that there is something to see."""
+    stripes = np.where(np.arange(width) * 6 // width % 2, 3, -3)
+    return np.broadcast_to((4 * index + 3 + stripes)[None, :, None], (height, width, 3)).astype(np.uint8)
 
 
 def index_of(frame):
     """Frame number of an image."""
-    return int(round(float(frame.mean()) / 4))
+    return int(round((float(frame.mean()) - 3) / 4))
 
 
 class PixelPipeline:

@@ -175,6 +175,24 @@ def play(peer, numbers, period=0.06, truth=False):
     return stamps
 
 
+def play_in_step(show, numbers, poses, length=5, hop=2):
+    """Show images window by window, waiting for the poses of each, so that a busy machine drops none.
+
+    Args:
+        show: publishes the image of a number; returns its stamp.
+        poses: what the node's pose topic has sent so far; one more comes for each image.
+    Returns:
+        numbers by stamp.
+    """
+    stamps, before = {}, len(poses)
+    for count, number in enumerate(numbers, 1):
+        stamps[show(number)] = number
+        if count >= length and (count - length) % hop == 0:
+            until(lambda wanted=before + count: len(poses) >= wanted, f"{count} poses, got {len(poses) - before}")
+        time.sleep(0.01)
+    return stamps
+
+
 def show_until_refused(peer, process, changes, reason, **how):
     """Show a bad frame, again and again (best-effort images may be lost), until the log holds the reason."""
     end = time.monotonic() + WAIT
