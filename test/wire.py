@@ -44,13 +44,18 @@ def module_domain(offset):
 class Process:
     """A node process with its log."""
 
-    def __init__(self, folder, node, *ros_args, command=(str(HERE / "pixel_pipeline.py"),), environment=None):
+    def __init__(
+        self, folder, node, *ros_args, command=(str(HERE / "pixel_pipeline.py"),), environment=None, session=False
+    ):
         self.log = folder / f"{node}_{time.monotonic_ns()}.log"
         environment = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
         arguments = ["--ros-args", *ros_args] if ros_args else []
         command = [sys.executable, "-u", *command, *node.split(), *arguments]
         with self.log.open("wb") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+            self._process = subprocess.Popen(
+                command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=session
+            )
+        self.pid = self._process.pid
 
     def __enter__(self):
         return self
