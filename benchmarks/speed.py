@@ -122,13 +122,13 @@ class Bench:
         pipe, config = self.pipe, self.pipe.config
         fitted, camera = fit_frames(self.frames, self.camera, config.width, config.height)
         raxels = pipe.estimate_trajectory(fitted, camera, steps).raxels
-        T = np.eye(4)[None]
+        T, video = np.eye(4)[None], pipe.model.array(fitted[None].astype(np.float32) * np.float32(2 / 255) - 1)
         calls = {
             "gemm": _gemm,
             "window": lambda: pipe.estimate_trajectory(self.frames, self.camera, steps),
             "step": lambda: pipe.estimate_trajectory(self.frames, self.camera, 1),
             "resize": lambda: fit_frames(self.frames, self.camera, config.width, config.height),
-            "encode": lambda: pipe.model.encode_frames(pipe._to_array(fitted)[None], config.groups),
+            "encode": lambda: pipe.model.encode_frames(video, config.groups),
             "velocity": _velocity(pipe.model),
             "read": lambda: read_cameras(raxels, camera, cell=config.codec.cell),
             "view": lambda: pipe.render_views(self.frames[:1], T, self.camera, T, steps=steps),

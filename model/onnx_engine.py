@@ -150,11 +150,10 @@ def choose_providers(device: str) -> tuple[list[tuple[str, dict]], dict[str, str
     kind = str(device).partition(":")[0]
     if kind not in ("auto", "cpu", "cuda") or (":" in str(device) and kind != "cuda"):
         raise ValueError(f"device must be 'auto', 'cpu' or 'cuda', got {device!r}")
-    chosen, skipped = [], {}
+    gpu, chosen, skipped = {"device_id": _device_id(device)}, [], {}
     for provider in PROVIDERS[-1:] if kind == "cpu" else PROVIDERS:
         if provider in available:
-            options = {} if provider == PROVIDERS[-1] else {"device_id": _device_id(device)}
-            chosen.append((provider, options))
+            chosen.append((provider, {} if provider == PROVIDERS[-1] else gpu))
         else:
             skipped[provider] = "this onnxruntime is built without it (onnxruntime-gpu has it)"
             _log.info("%s is skipped: %s", provider, skipped[provider])
