@@ -6,6 +6,8 @@ import sys
 import types
 import warnings
 
+from .unsupported import Missing
+
 _state = {"runtime": None}
 
 
@@ -17,7 +19,9 @@ def runtime():
 
 
 def install():
-    """Make `import rclpy` work. With a sourced ROS 2 the real one stays; only a broken cv_bridge is replaced.
+    """Make `import rclpy` work. With a sourced ROS 2 the real one stays.
+
+    There only a broken cv_bridge and a missing diagnostic_updater are replaced.
 
     Returns:
         'rclpy' or 'embedded'.
@@ -26,6 +30,8 @@ def install():
         if _find("rclpy"):
             _state["runtime"] = "rclpy"
             _replace_broken_cv_bridge()
+            if not _find("diagnostic_updater"):
+                _install_diagnostic_updater()
         else:
             _install_all()
             _state["runtime"] = "embedded"
@@ -52,8 +58,10 @@ def _replace_broken_cv_bridge():
         warnings.warn(f"cv_bridge does not import ({error}); a numpy CvBridge takes its place", stacklevel=3)
 
 
-class _Missing(AttributeError, NotImplementedError):
-    """An attribute that embedded_ros lacks; an AttributeError too, so that hasattr and `from x import y` work."""
+def _install_diagnostic_updater():
+    from . import diagnostic_updater as own
+
+    _module("diagnostic_updater", _public(own, "Updater", "DiagnosticStatusWrapper"))
 
 
 class _Module(types.ModuleType):
@@ -62,7 +70,7 @@ class _Module(types.ModuleType):
     def __getattr__(self, name):
         if name.startswith("__"):
             raise AttributeError(name)
-        raise _Missing(f"embedded_ros: {self.__name__}.{name} is not supported")
+        raise Missing(f"embedded_ros: {self.__name__}.{name} is not supported")
 
 
 class _LazyTypes(types.ModuleType):
@@ -142,6 +150,7 @@ def _install_all():
         endpoints,
         executor,
         facade,
+        graph,
         lifecycle,
         logging,
         node,
@@ -189,7 +198,10 @@ def _install_all():
         "serialization": _public(facade, "serialize_message", "deserialize_message"),
         "action": {**_all_of(action), "ActionClient": action_client.ActionClient},
         "lifecycle": _all_of(lifecycle),
-        "_rclpy_pybind11": {"RCLError": context.RCLError},
+        "topic_endpoint_info": _public(graph, "TopicEndpointInfo", "TopicEndpointTypeEnum"),
+        "_rclpy_pybind11": {
+            "RCLError": context.RCLError, "NodeNameNonExistentError": graph.NodeNameNonExistentError,
+        },
     }  # fmt: skip
     for name, contents in submodules.items():
         _module(f"rclpy.{name}", contents, package=name in ("action", "lifecycle"))
@@ -200,3 +212,4 @@ def _install_all():
     for name in ("buffer", "transform_listener", "transform_broadcaster", "static_transform_broadcaster"):
         _module(f"tf2_ros.{name}", tf2_names, package=False)
     _module("cv_bridge", _public(cv_bridge, "CvBridge", "CvBridgeError"))
+    _install_diagnostic_updater()

@@ -14,7 +14,7 @@ SHARE = FindPackageShare("rays_as_pixels_ros")
 ARGUMENTS = {
     "source": ("procedural", "procedural, a video file, an image folder, a posed-images folder, webcam:N"),
     "rate": ("0.0", "images per second; 0: the source's own"),
-    "device": ("auto", "auto, cpu, cuda"),
+    "device": ("", "auto, cpu, cuda; empty: auto"),
     "rviz": ("true", "start rviz2"),
 }
 

@@ -135,6 +135,16 @@ def direction_angle_deg(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.degrees(np.where((cross == 0) & (dot == 0), np.pi / 2, np.arctan2(cross, dot)))
 
 
+def sample_covariance(T_draws: np.ndarray, T_mean: np.ndarray) -> np.ndarray:
+    """Covariance (T, 6, 6) of k posterior draws (k, T, 4, 4), k >= 2, around the mean camera (T, 4, 4).
+
+    In the order (x, y, z, rx, ry, rz), the rotation a left perturbation. Its rank is at most k.
+    """
+    turn = so3_log(T_draws[..., :3, :3] @ np.swapaxes(T_mean[:, :3, :3], 1, 2))
+    deviation = np.concatenate([T_draws[..., :3, 3] - T_mean[:, :3, 3], turn], axis=-1)         # (k, T, 6)
+    return np.einsum("kti,ktj->tij", deviation, deviation) / (len(deviation) - 1)
+
+
 def pose_from_quaternion(translation: np.ndarray, xyzw: np.ndarray) -> np.ndarray:
     """Make poses (..., 4, 4) from translations (..., 3) and unit quaternions (..., 4).
 

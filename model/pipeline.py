@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from .calibration import STEPS as DRAW_STEPS
+from .calibration import Calibration, read_calibration
 from .checkpoint_folder import read_exported
 from .closed_loop import close_the_loop
 from .engine import Array, Engine, namespace, to_numpy
@@ -24,23 +26,28 @@ from .geometry import (
     fit_intrinsics,
     invert,
     rotation_angle_deg,
+    sample_covariance,
 )
-from .raxels import make_raxels, read_cameras, relative_covariance, sample_covariance
+from .memory import predict_memory
+from .raxels import fit_cameras, make_raxels, read_cameras, relative_covariance
 from .results import Imagined, LoopReport, RenderedViews, TrajectoryEstimate
 from .sampler import Cancelled, Schedule, Velocity, guided, sample
 
 __all__ = ["Cancelled", "Imagined", "LoopReport", "Pipeline", "RenderedViews", "TrajectoryEstimate"]
 
 OnStep = Callable[[int, int, np.ndarray], bool]
+_SOURCES_OF_A_VIEW = 2
+OnView = Callable[[int, np.ndarray, Intrinsics], None]
 
 
 class Pipeline:
     """One loaded model and the three tasks it answers."""
 
-    def __init__(self, model: Engine, device: Any = "cpu") -> None:
+    def __init__(self, model: Engine, device: Any = "cpu", calibration: Calibration | None = None) -> None:
         self.model = model.on(device)
         self.device = self.model.device
         self.config = model.config
+        self.calibration = calibration or Calibration()  # factors of 1, said to be unmeasured
 
     @classmethod
     def from_checkpoint(cls, path=None, device: str = "auto") -> Pipeline:
@@ -53,14 +60,15 @@ class Pipeline:
             CheckpointError: the checkpoint cannot be used.
             ValueError: no such device here.
         """
+        calibration = read_calibration(path)
         if read_exported(path) is not None:
             from .onnx_engine import OnnxEngine
 
-            return cls(OnnxEngine(path, device), device)
+            return cls(OnnxEngine(path, device), device, calibration)
         from .checkpoint import load_checkpoint, torch_device  # torch is imported for a checkpoint only
 
         device = torch_device(device)
-        return cls(load_checkpoint(path, device=device), device)
+        return cls(load_checkpoint(path, device=device), device, calibration)
 
     # -- pose -----------------------------------------------------------------------------------------------------
 
@@ -130,6 +138,30 @@ class Pipeline:
         mean = raxels.mean(0).astype(np.float32)
         return TrajectoryEstimate(T, reading.intrinsics, reading.residual, covariance, mean, draws)
 
+    def draw_cameras(self, frames: np.ndarray, intrinsics: Intrinsics, samples: int = 8, steps: int = DRAW_STEPS,
+                     seed: int = 0, reference: int = 0) -> np.ndarray:
+        """Draw cameras of one window from the posterior: how far they lie apart says how sure the model is.
+
+        Args:
+            frames, intrinsics, reference: as in `estimate_trajectory`.
+            samples: draws, at least 2; steps: of the sampler, at least 2 (one step gives the mean, without spread).
+
+        Returns:
+            (samples, T, 4, 4), camera to reference, model units. `calibration.py` makes a covariance of them.
+
+        Raises:
+            ValueError: too few samples or steps.
+            GeometryError: frames and intrinsics that do not fit.
+        """
+        if samples < 2 or steps < 2:
+            raise ValueError(f"draws need samples >= 2 and steps >= 2, got {samples} and {steps}")
+        fitted, camera = fit_frames(np.asarray(frames), intrinsics, self.config.width, self.config.height)
+        rays = self.model.array(self._raxels(np.eye(4)[None], camera))
+        decoded = self.estimate_batch(self._to_tensor(fitted)[None], rays, reference, steps,
+                                      self.model.generator(seed), samples=samples)
+        T = fit_cameras(to_numpy(decoded).astype(np.float64), camera)                             # (samples, T, 4, 4)
+        return invert(T[:, reference, None]) @ T
+
     # -- views ----------------------------------------------------------------------------------------------------
 
     def render_batch(self, sources: Array, raxels: Array, steps: int, generator: Any, reference: int = 0,
@@ -159,8 +191,8 @@ class Pipeline:
     def render_views(self, source_frames: np.ndarray, T_world_source: np.ndarray, source_intrinsics: Intrinsics,
                      T_world_target: np.ndarray, target_intrinsics: Intrinsics | None = None, *,
                      metres_per_unit: float = 1.0, steps: int = 2, seed: int = 0, on_step: OnStep | None = None,
-                     samples: int = 1, solver: str = "euler", shift: float = 1.0, guidance: float = 1.0
-                     ) -> RenderedViews:
+                     on_view: OnView | None = None, samples: int = 1, solver: str = "euler", shift: float = 1.0,
+                     guidance: float = 1.0) -> RenderedViews:
         """Render what the camera would see.
 
         Each view is made from the sources nearest to it (at most two), the nearest being the reference.
@@ -169,7 +201,9 @@ class Pipeline:
             source_frames: (S, H, W, 3) uint8; T_world_source: (S, 4, 4); source_intrinsics: shared by the sources.
             T_world_target: (V, 4, 4); target_intrinsics: None takes the sources'.
             metres_per_unit: world length of one model unit (the scene scale).
-            on_step: (step, total, preview (H, W, 3) uint8) after every denoising step; False cancels.
+            on_step: (step, total, preview (H, W, 3) uint8) after every denoising step; False cancels. The preview is of
+                the view being made, and after its last step it is that view.
+            on_view: (number, view (H, W, 3) uint8, its camera) as soon as each view is finished, in order.
             samples: posterior draws of every view, made in one batch.
             solver, shift: see `sampler.Schedule`; guidance: weight on the sources, see `sampler.guided`.
 
@@ -194,7 +228,7 @@ class Pipeline:
         generator = self.model.generator(seed)
         total, views = steps * len(targets), []
         for number, target in enumerate(targets):
-            nearest = np.argsort(pose_distance(sources, target, metres_per_unit), kind="stable")[:2]
+            nearest = np.argsort(pose_distance(sources, target, metres_per_unit), kind="stable")[:_SOURCES_OF_A_VIEW]
             T = invert(sources[nearest[0]]) @ np.concatenate([sources[nearest], target[None]])
             T[:, :3, 3] /= metres_per_unit
             raxels = [self._raxels(T[:-1], source_camera), self._raxels(T[-1:], target_camera)]
@@ -203,6 +237,8 @@ class Pipeline:
             frame = self.render_batch(self._to_array(fitted[nearest])[None], raxels, steps, generator, on_step=report,
                                       samples=samples, solver=solver, shift=shift, guidance=guidance)
             views.append(_to_uint8(frame[:, 0]))                                            # (samples, H, W, 3)
+            if on_view is not None:
+                on_view(number, views[-1][0], target_camera)
         draws = np.stack(views, axis=1)
         return RenderedViews(draws[0], target_camera, draws if samples > 1 else None)
 
@@ -279,6 +315,12 @@ class Pipeline:
             raise ValueError(f"known and estimated motion disagree by {angle:.0f} degrees, so they tell no scale "
                              "(at most 60); give metres_per_unit")
         return float(np.sqrt((known**2).sum() / (estimate**2).sum()))
+
+    def predict_memory(self, sources: int | None = None) -> int:
+        """Predict the bytes that a view from so many sources takes on the device; None: a whole window (`imagine`)."""
+        if sources is None:
+            return predict_memory(self.config, images=0, video=True)
+        return predict_memory(self.config, images=min(sources, _SOURCES_OF_A_VIEW) + 1)
 
     # -- helpers --------------------------------------------------------------------------------------------------
 

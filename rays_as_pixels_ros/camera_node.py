@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 import rclpy
-from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from diagnostic_updater import Updater
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
+from rclpy.clock import Clock, ClockType
 from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, State, TransitionCallbackReturn
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
@@ -19,8 +20,9 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from rays_as_pixels_model.geometry import Intrinsics
 
-from . import conversions, parameters
-from .health import Health
+from . import connections, conversions, parameters
+from .connections import End
+from .health import OK, WARN, Health
 from .window import StampMatcher
 
 RELIABLE = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE)
@@ -66,8 +68,12 @@ class CameraNode(LifecycleNode):
         self._input_group = MutuallyExclusiveCallbackGroup()
         self._inputs: list = []
         self._pipeline = None
-        self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", RELIABLE)
-        self._diagnostics_timer = None
+        self._active, self._watch_timer = False, None
+        # Two robots side by side must be told apart by more than the node's own name.
+        self.declare_parameter("diagnostic_updater.use_fqn", self.get_namespace() != "/")
+        self._updater = Updater(self)
+        self._updater.setHardwareID("none")
+        self._updater.add("camera", self._diagnose)
 
     # Transitions
 
@@ -97,9 +103,14 @@ class CameraNode(LifecycleNode):
                 CameraInfo, "camera_info", lambda m: self._on_half(1, m), qos, callback_group=self._input_group
             ),
         ]
-        self._image_topic, self._image_qos = topic, self._p.image_qos
-        self._diagnostics_timer = self.create_timer(1.0, self._publish_diagnostics, callback_group=self._free_group)
+        self._image_topic = topic
+        self._told: set[bytes] = set()
+        self._health.start()
+        # Steady time: simulated time may stand still, and a wall clock may be set.
+        steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self._watch_timer = self.create_timer(1.0, self._watch, callback_group=self._free_group, clock=steady)
         self._activated()
+        self._active = True
         self.get_logger().info(f"active: listening to {self.resolve_topic_name(topic)}")
         return super().on_activate(state)
 
@@ -128,10 +139,10 @@ class CameraNode(LifecycleNode):
             return
         for subscription in self._inputs:
             self.destroy_subscription(subscription)
-        self._inputs = []
-        if self._diagnostics_timer is not None:
-            self.destroy_timer(self._diagnostics_timer)
-            self._diagnostics_timer = None
+        self._inputs, self._active = [], False
+        if self._watch_timer is not None:
+            self.destroy_timer(self._watch_timer)
+            self._watch_timer = None
         self._deactivated()
 
     # Camera input
@@ -193,28 +204,58 @@ class CameraNode(LifecycleNode):
 
     # Diagnostics
 
-    def _publish_diagnostics(self) -> None:
+    def _diagnose(self, status):
+        """Fill the node's status (a task of diagnostic_updater)."""
+        if not self._active:
+            status.summary(bytes([OK]), "inactive")
+            return status
         level, line, table = self._health.report()
-        if self._health.silent():
-            topic = self.resolve_topic_name(self._image_topic)
-            offers = [
-                f"{info.node_name} offers {info.topic_type} {info.qos_profile.reliability.name}"
-                for info in self.get_publishers_info_by_topic(topic)
-            ]
-            self.get_logger().warning(
-                f"no image on {topic} for {self._p.silence_timeout:g} s; this node asks for "
-                f"{'CompressedImage' if self._image_topic.endswith('compressed') else 'Image'} "
-                f"{self._image_qos.upper()}; publishers: {', '.join(offers) or 'none'}",
-                throttle_duration_sec=10.0,
-            )
+        if self._told and level == OK:
+            level, line = WARN, "an end of a topic has another type or QoS and gets nothing (see the log)"
         self._status(table)
-        status = DiagnosticStatus(
-            level=bytes([level]), name=f"{self.get_fully_qualified_name()}: camera", message=line,
-            hardware_id="", values=[KeyValue(key=key, value=value) for key, value in table.items()],
-        )  # fmt: skip
-        array = DiagnosticArray(status=[status])
-        array.header.stamp = self.get_clock().now().to_msg()
-        self._diagnostics.publish(array)
+        status.summary(bytes([level]), line)
+        for key, value in table.items():
+            status.add(key, value)
+        return status
+
+    def _watch(self) -> None:
+        """Warn of what keeps images from coming in, or results from getting out."""
+        if not self._active:
+            return
+        if self._health.silent():
+            self._warn_of_silence()
+        for own in list(self._inputs):
+            self._warn_of_mismatches(own, self.get_publishers_info_by_topic(own.topic_name), own_publishes=False)
+        for own in list(self.publishers):
+            self._warn_of_mismatches(own, self.get_subscriptions_info_by_topic(own.topic_name), own_publishes=True)
+
+    def _warn_of_silence(self) -> None:
+        image = self._inputs[0]
+        found = self.get_publishers_info_by_topic(image.topic_name)
+        others = [f"{connections.owner(info)} offers {connections.describe(info)}" for info in found]
+        self.get_logger().warning(
+            f"no image on {image.topic_name} for {self._p.silence_timeout:g} s; this node asks for "
+            f"{connections.describe(_end(image))}; publishers: {', '.join(others) or 'none'}",
+            throttle_duration_sec=10.0,
+        )
+
+    def _warn_of_mismatches(self, own, others, own_publishes: bool) -> None:
+        """Say once of each other end why nothing passes between it and ours."""
+        end = _end(own)
+        for info in others:
+            reason = connections.mismatch(end, info) if own_publishes else connections.mismatch(info, end)
+            if reason is None or bytes(info.endpoint_gid) in self._told:
+                continue
+            self._told.add(bytes(info.endpoint_gid))
+            this, that = ("offers", "asks for") if own_publishes else ("asks for", "offers")
+            self.get_logger().warning(
+                f"nothing passes on {own.topic_name}: {reason}; this node {this} {connections.describe(end)}, "
+                f"{connections.owner(info)} {that} {connections.describe(info)}"
+            )
+
+
+def _end(endpoint) -> End:
+    return End(connections.type_name(endpoint.msg_type), endpoint.qos_profile)
 
 
 def _one_line(error: BaseException) -> str:

@@ -6,15 +6,18 @@ Poses are (4, 4) float64, camera (or child) to the frame in the header. Images a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import cv2
 import numpy as np
 from builtin_interfaces.msg import Time
 from cv_bridge import CvBridge, CvBridgeError
-from geometry_msgs.msg import Pose, Transform, TransformStamped
+from geometry_msgs.msg import Point, Pose, PoseStamped, PoseWithCovarianceStamped, Transform, TransformStamped
+from nav_msgs.msg import Odometry, Path
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
-from std_msgs.msg import Header
+from std_msgs.msg import ColorRGBA, Header
+from visualization_msgs.msg import Marker, MarkerArray
 
 from rays_as_pixels_model.geometry import (
     Distortion,
@@ -24,8 +27,9 @@ from rays_as_pixels_model.geometry import (
     quaternion_from_matrix,
 )
 
-# Optical axes (x right, y down, z forward) seen from REP 103 axes (x forward, y left, z up).
-T_REP103_OPTICAL = np.array([[0.0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1]])
+from .track import T_REP103_OPTICAL as T_REP103_OPTICAL
+from .track import TrackedPose
+from .uncertainty import rotate_covariance
 
 # Bytes of one pixel for the encodings that say what their colours are.
 BYTES_PER_PIXEL = {
@@ -33,6 +37,7 @@ BYTES_PER_PIXEL = {
     "bayer_rggb8": 1, "bayer_bggr8": 1, "bayer_gbrg8": 1, "bayer_grbg8": 1,
 }  # fmt: skip
 _bridge = CvBridge()
+_GREY, _ORANGE = ColorRGBA(r=0.6, g=0.6, b=0.6, a=0.8), ColorRGBA(r=1.0, g=0.5, b=0.0, a=1.0)
 
 
 class ConversionError(ValueError):
@@ -209,8 +214,48 @@ def transform_message(T: np.ndarray, ns: int, frame_id: str, child_frame_id: str
     return message
 
 
-def rotate_covariance(covariance: np.ndarray, rotation: np.ndarray, scale: float = 1.0) -> np.ndarray:
-    """Turn a covariance (6, 6), order (x, y, z, rx, ry, rz), by rotation (3, 3); scale is for x, y, z."""
-    turn = np.zeros((6, 6))
-    turn[:3, :3], turn[3:, 3:] = scale * rotation, rotation
-    return turn @ covariance @ turn.T
+def odometry_message(tracked: TrackedPose, frame_id: str, child_frame_id: str) -> Odometry:
+    """Make the message of a pose in odom."""
+    message = Odometry(header=header(tracked.stamp, frame_id), child_frame_id=child_frame_id)
+    message.pose.pose = matrix_to_pose(tracked.T_odom_base)
+    message.pose.covariance = rotate_covariance(tracked.covariance, tracked.T_map_odom[:3, :3].T).reshape(-1)
+    if tracked.twist is not None:
+        twist = message.twist.twist
+        twist.linear.x, twist.linear.y, twist.linear.z = (float(value) for value in tracked.twist[:3])
+        twist.angular.x, twist.angular.y, twist.angular.z = (float(value) for value in tracked.twist[3:])
+        message.twist.covariance = tracked.twist_covariance.reshape(-1)
+    return message
+
+
+def pose_message(tracked: TrackedPose, frame_id: str) -> PoseWithCovarianceStamped:
+    """Make the message of a pose in map."""
+    message = PoseWithCovarianceStamped(header=header(tracked.stamp, frame_id))
+    message.pose.pose = matrix_to_pose(tracked.T_map_base)
+    message.pose.covariance = tracked.covariance.reshape(-1)
+    return message
+
+
+def path_message(poses: Sequence[tuple[int, np.ndarray]], ns: int, frame_id: str) -> Path:
+    """Make the message of a path of (stamp, pose (4, 4))."""
+    return Path(
+        header=header(ns, frame_id),
+        poses=[PoseStamped(header=header(stamp, frame_id), pose=matrix_to_pose(T)) for stamp, T in poses],
+    )
+
+
+def frusta_message(lines: np.ndarray, width: float, ns: int, frame_id: str) -> MarkerArray:
+    """Make the markers of drawn cameras: lines (N, 16, 3) of `width`, see `track.frusta_lines`, the newest camera last.
+
+    No camera clears the display.
+    """
+    at = header(ns, frame_id)
+    if not len(lines):
+        return MarkerArray(markers=[Marker(header=at, action=Marker.DELETEALL)])
+    made = []
+    for name, part, colour in (("path", lines[:-1], _GREY), ("newest", lines[-1:], _ORANGE)):
+        marker = Marker(header=at, ns=name, id=0, type=Marker.LINE_LIST, action=Marker.ADD, color=colour)
+        marker.points = [Point(x=x, y=y, z=z) for x, y, z in part.reshape(-1, 3).tolist()]
+        marker.scale.x, marker.pose.orientation.w = float(width), 1.0
+        if marker.points:
+            made.append(marker)
+    return MarkerArray(markers=made)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Health of a node as plain numbers: rates, latency, counts, whether the model is lost."""
+"""Health of a node as plain numbers: rates, latency, counts, memory, whether the model is lost."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections import Counter, deque
+from pathlib import Path
 
 import numpy as np
 
@@ -26,13 +27,22 @@ class Health:
         """
         self.max_residual, self.silence_s = max_residual, silence_s
         self.counts: Counter = Counter()
-        self.lost = False
+        self.lost: str | None = None  # why
         self._clock = clock
         self._images: deque = deque(maxlen=100)
+        self._poses: deque = deque(maxlen=100)
         self._latencies: deque = deque(maxlen=100)
         self._residual = float("nan")
+        self._dropped_before = 0
         self._started = clock()
         self._lock = threading.Lock()
+
+    def start(self) -> None:
+        """Count silence from now on: the node begins to listen."""
+        with self._lock:
+            self._images.clear()
+            self._poses.clear()
+            self._started = self._clock()
 
     def image(self) -> None:
         """Note one image that arrived."""
@@ -40,10 +50,20 @@ class Health:
             self.counts["images"] += 1
             self._images.append(self._clock())
 
+    def pose(self) -> None:
+        """Note one pose that was published."""
+        with self._lock:
+            self.counts["poses"] += 1
+            self._poses.append(self._clock())
+
     def count(self, name: str, by: int = 1) -> None:
         """Note that something (a refused image, a goal) happened."""
         with self._lock:
             self.counts[name] += by
+
+    def trusts(self, residual: np.ndarray) -> bool:
+        """Say whether a window with residuals (T,) can be trusted."""
+        return bool(np.median(residual) <= self.max_residual)
 
     def window(self, residual: np.ndarray, latency_s: float) -> bool:
         """Note one window's residuals (T,) and its latency in seconds; says whether the window can be trusted."""
@@ -51,30 +71,59 @@ class Health:
             self.counts["windows"] += 1
             self._residual = float(np.median(residual))
             self._latencies.append(latency_s)
-            self.lost = not (np.isfinite(self._residual) and self._residual <= self.max_residual)
-            self.counts["lost windows"] += int(self.lost)
-            return not self.lost
+            self.lost = None
+            if self.trusts(residual):
+                return True
+        self.lose(f"residual {self._residual:.4f} is over {self.max_residual:.4f}")
+        return False
+
+    def lose(self, reason: str) -> None:
+        """Note a window without cameras: the node is lost until the next good one."""
+        with self._lock:
+            self.counts["lost windows"] += 1
+            self.lost = reason
 
     def silent(self) -> bool:
         """Say whether no image came for silence_s."""
-        last = self._images[-1] if self._images else self._started
+        with self._lock:
+            last = self._images[-1] if self._images else self._started
         return self._clock() - last > self.silence_s
 
     def report(self) -> tuple[int, str, dict[str, str]]:
         """Return level (OK, WARN, ERROR), one line, and the table of values."""
         with self._lock:
-            times = list(self._images)
-            rate = (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 and times[-1] > times[0] else 0.0
             table = {name: str(value) for name, value in sorted(self.counts.items())}
-            table["image rate (Hz)"] = f"{rate:.1f}"
+            table["image rate (Hz)"] = f"{_rate(self._images):.1f}"
             if self._latencies:
+                table["pose rate (Hz)"] = f"{_rate(self._poses):.1f}"
                 p50, p95 = np.percentile(self._latencies, [50, 95])
                 table["latency p50 (s)"], table["latency p95 (s)"] = f"{p50:.3f}", f"{p95:.3f}"
                 table["residual of the last window"] = f"{self._residual:.4f}"
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            table["peak memory (MiB)"] = str(peak // (1024 * 1024 if sys.platform == "darwin" else 1024))
+            table.update(memory())
+            dropped = self.counts["dropped images"]
+            falls_behind, self._dropped_before = dropped > self._dropped_before, dropped
         if self.lost:
-            return ERROR, f"lost: residual {self._residual:.4f} is over {self.max_residual:.4f}", table
+            return ERROR, f"lost: {self.lost}", table
         if self.silent():
             return WARN, f"no image for more than {self.silence_s:.0f} s", table
+        if falls_behind:
+            return WARN, f"the model is slower than the camera: {dropped} images dropped", table
         return OK, "ok", table
+
+
+def _rate(times: deque) -> float:
+    return (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 and times[-1] > times[0] else 0.0
+
+
+def memory() -> dict[str, str]:
+    """Memory of this process in MiB: peak, resident where the system tells (Linux), and the GPU's if torch uses one."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    table = {"peak memory (MiB)": str(peak // (1024 * 1024 if sys.platform == "darwin" else 1024))}
+    pages = Path("/proc/self/statm")
+    if pages.exists():
+        table["memory (MiB)"] = str(int(pages.read_text().split()[1]) * resource.getpagesize() >> 20)
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
+        table["GPU memory (MiB)"] = str(torch.cuda.memory_allocated() >> 20)
+        table["GPU peak memory (MiB)"] = str(torch.cuda.max_memory_allocated() >> 20)
+    return table

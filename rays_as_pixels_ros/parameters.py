@@ -68,8 +68,15 @@ TRAJECTORY = (
     Parameter("window_stride", 1, "Use every n-th image.", 1, 100),
     Parameter("queue_size", 10, "Images that may wait for the model; then the oldest are dropped.", 2, 1000),
     Parameter("steps", 1, "Denoising steps for the camera poses of a window.", 1, 200),
-    Parameter("samples", 1, "Samples of the posterior for each window.", 1, 64),
-    Parameter("max_residual", 0.0, "A window whose median raxel residual is above this is lost; 0: never.", 0.0, 10.0),
+    Parameter("samples", 8, "Samples of the posterior that the covariance comes from.", 2, 64),
+    Parameter("sample_every", 4, "Windows from one set of samples to the next; 1: each has its own.", 1, 1000),
+    Parameter(
+        "max_residual",
+        0.0,
+        "A window whose median raxel residual is above this is lost; 0: as measured with the checkpoint. 10: never.",
+        0.0,
+        10.0,
+    ),
     Parameter("carry_scale", True, "Measure each window's scale on the frames it shares with the one before."),
     Parameter("max_scale_step", 2.0, "Largest factor between the scales of neighbouring windows.", 1.0, 100.0),
     Parameter("map_frame", "map", "Frame of the corrected trajectory."),
@@ -84,6 +91,8 @@ TRAJECTORY = (
     Parameter("scale_source", "none", "Where metres come from.", choices=SOURCES),
     Parameter("metres_per_unit", 1.0, "Metres for one unit of the trajectory (scale_source fixed).", 1e-6, 1e6),
     Parameter("path_max_size", 1024, "Poses in ~/path; older ones are left out.", 2, 100000),
+    Parameter("frustum_size", 0.1, "Depth of a camera drawn in ~/frusta, unit of the trajectory; 0: none.", 0.0, 1e6),
+    Parameter("frusta_max_count", 50, "Cameras drawn in ~/frusta, spread over ~/path; the newest is one.", 1, 1000),
     Parameter("publish_raxels", False, "Publish the decoded raxel image of the newest frame."),
 )
 
@@ -108,6 +117,13 @@ VIEW_SYNTHESIS = (
     ),
     Parameter("max_total_pixels", 64_000_000, "A goal whose images together are larger is refused.", 1, 10_000_000_000),
     Parameter("queue_size", 2, "Goals that may wait while one runs; the rest are refused.", 0, 64),
+    Parameter(
+        "max_memory_mib",
+        0,
+        "MiB that a goal may take beside the weights, as predicted before it runs; 0: what the device has free.",
+        0,
+        10_000_000,
+    ),
     Parameter("tf_timeout", 0.5, "Seconds to wait for a transform.", 0.0, 60.0),
 )
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -75,3 +76,16 @@ class MetricScale:
         self._ratios.clear()
         if self.source == "odometry":
             self._value = None
+
+
+def distance_between(path: Sequence[tuple[int, np.ndarray]], first: int, last: int) -> float | None:
+    """Distance between two stamps on a path of (stamp, position (3,)), interpolated; None where it does not reach."""
+    if len(path) < 2 or not path[0][0] <= first < last <= path[-1][0]:
+        return None
+    stamps, positions = zip(*path, strict=True)
+    # Relative to the start: nanoseconds since 1970 are beyond what a float64 holds.
+    times = np.array([stamp - stamps[0] for stamp in stamps], dtype=np.float64)
+    ends = [first - stamps[0], last - stamps[0]]
+    track = np.stack(positions)
+    a, b = np.stack([np.interp(ends, times, track[:, axis]) for axis in range(3)], axis=1)
+    return float(np.linalg.norm(b - a))

@@ -9,31 +9,33 @@ when base_frame is empty). Stamps are those of the images.
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
-from geometry_msgs.msg import PoseStamped, PoseWithCovarianceStamped
+from geometry_msgs.msg import PoseWithCovarianceStamped
 from nav_msgs.msg import Odometry, Path
 from rclpy.time import Time
 from sensor_msgs.msg import Image
 from std_srvs.srv import Trigger
 from tf2_ros import Buffer, TransformBroadcaster, TransformException, TransformListener
+from visualization_msgs.msg import MarkerArray
 
 from rays_as_pixels_interfaces.srv import SaveTrajectory
-from rays_as_pixels_model.geometry import Intrinsics, fit_frames, invert, so3_log
-from rays_as_pixels_model.media import MediaError, write_text, write_trajectory
+from rays_as_pixels_model.geometry import Intrinsics, fit_frames
 
 from . import conversions
 from .camera_node import BEST_EFFORT, LATCHED, RELIABLE, CameraFrame, CameraNode, main_of
 from .health import Health
 from .parameters import TRAJECTORY
-from .paths import kitti_text
-from .scale import MetricScale
-from .stitching import OdometryChain, StitchedFrame, Stitcher
+from .scale import MetricScale, distance_between
+from .stitching import StitchedFrame, Stitcher
+from .track import Track
+from .uncertainty import CovarianceChain, WindowCovariance, rotate_covariance
 from .window import Window, WindowBuffer
 
-_SAVED_POSES = 100_000
+_SHOW_EVERY_S = 0.5  # path and frusta grow with the trajectory: they must not hold poses up
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class _Prepared:
 
 
 class TrajectoryNode(CameraNode):
-    """Estimate the camera's trajectory and publish it as pose, odometry, path and TF."""
+    """Estimate the camera's trajectory and publish it as pose, odometry, path, frusta and TF."""
 
     TABLE = TRAJECTORY
 
@@ -59,6 +61,7 @@ class TrajectoryNode(CameraNode):
         self._pose_publisher = self.create_publisher(PoseWithCovarianceStamped, "~/pose", RELIABLE)
         self._odometry_publisher = self.create_publisher(Odometry, "~/odometry", RELIABLE)
         self._path_publisher = self.create_publisher(Path, "~/path", LATCHED)
+        self._frusta_publisher = self.create_publisher(MarkerArray, "~/frusta", LATCHED)
         self._raxel_publisher = self.create_publisher(Image, "~/raxels/image_raw", BEST_EFFORT)
         self._tf_broadcaster = TransformBroadcaster(self)
         self._tf_buffer = Buffer()
@@ -74,8 +77,18 @@ class TrajectoryNode(CameraNode):
         self._stitcher = Stitcher(self._p.carry_scale, max_scale_step=self._p.max_scale_step)
         stated = getattr(config, "metres_per_unit", None)
         self._scale = MetricScale(self._p.scale_source, fixed=self._p.metres_per_unit, model=stated)
-        self._health = Health(self._p.max_residual or np.inf, self._p.silence_timeout)
-        self._forget()
+        calibration = self._pipeline.calibration
+        if not calibration.measured:
+            self.get_logger().warning(
+                "the covariance of this checkpoint was never compared with errors and is likely too small "
+                "(rays-as-pixels calibrate --checkpoint DIR)"
+            )
+        self._health = Health(self._p.max_residual or calibration.max_residual, self._p.silence_timeout)
+        self._spreads = WindowCovariance(calibration, self._p.samples, self._p.sample_every, self._p.seed)
+        self._track, self._covariances = Track(self._p.path_max_size), CovarianceChain()
+        self._robot_path: deque = deque(maxlen=2000)
+        self._last_stamp = -1
+        self._shown_at, self._to_show = 0.0, None
 
     def _activated(self) -> None:
         self._paused = False
@@ -89,7 +102,6 @@ class TrajectoryNode(CameraNode):
             )
         ]
         if self._p.scale_source == "odometry":
-            self._robot_path: deque = deque(maxlen=2000)
             self._inputs.append(
                 self.create_subscription(
                     Odometry, "odometry_in", self._on_odometry, BEST_EFFORT, callback_group=self._free_group
@@ -106,24 +118,27 @@ class TrajectoryNode(CameraNode):
             self._worker.join(timeout=60.0)
         for service in self._offered:
             self.destroy_service(service)
-        self._reset()
+        self._forget()
 
     def _forget(self) -> None:
-        self._chain: OdometryChain | None = None
-        self._T_base_optical: np.ndarray | None = None
-        self._last_stamp = -1
-        self._previous: tuple[int, np.ndarray] | None = None
-        self._path: deque = deque(maxlen=self._p.path_max_size)
-        self._saved: deque = deque(maxlen=_SAVED_POSES)
-
-    def _reset(self) -> None:
-        """Begin a new trajectory; a window that the model is working on is thrown away."""
+        """Forget the trajectory; a window that the model is working on is thrown away."""
         with self._track_lock:
             self._windows.clear()
             self._matcher.clear()
             self._stitcher.reset()
             self._scale.reset()
+            self._track.reset()
+            self._covariances.reset()
+            self._spreads.reset()
+            self._robot_path.clear()
+            self._last_stamp, self._to_show = -1, None
+
+    def _reset(self) -> None:
+        """Begin a new trajectory, also for those who look at the path."""
+        with self._track_lock:
             self._forget()
+            self._path_publisher.publish(conversions.path_message([], 0, self._p.map_frame))
+            self._frusta_publisher.publish(conversions.frusta_message(np.empty((0, 16, 3)), 0.0, 0, self._p.map_frame))
 
     # Input
 
@@ -168,125 +183,107 @@ class TrajectoryNode(CameraNode):
                 window = self._windows.take(timeout=0.2)
                 if window is not None:
                     self._estimate(window)
+                self._show(at_once=window is None)
             except Exception as error:  # the worker must outlive one bad window, whatever is wrong with it
                 if self._stopping.is_set() or not self.context.ok():
                     return
                 self._windows.forget_overlap()
-                self._health.count("failed windows")
-                self.get_logger().error(f"window failed: {type(error).__name__}: {error}", throttle_duration_sec=5.0)
+                reason = f"window failed: {type(error).__name__}: {' '.join(str(error).split())}"
+                self._health.lose(reason)
+                self.get_logger().error(reason, throttle_duration_sec=5.0)
 
     def _estimate(self, window: Window) -> None:
         """Run the model on a window, join it to the trajectory, and publish its new frames."""
-        frames = np.stack([item.rgb for item in window.items])
+        frames, intrinsics = np.stack([item.rgb for item in window.items]), window.items[-1].intrinsics
         estimate = self._pipeline.estimate_trajectory(
-            frames,
-            window.items[-1].intrinsics,
-            steps=self._p.steps,
-            samples=self._p.samples,
-            seed=self._p.seed,
-            reference=0,
+            frames, intrinsics, steps=self._p.steps, seed=self._p.seed, reference=0
         )
+        trusted = self._health.trusts(estimate.residual)
+        spread, step = self._spreads.of(self._pipeline, frames, intrinsics, estimate) if trusted else (None, None)
         with self._track_lock:
             if window.life != self._windows.life:
                 return  # a reset came meanwhile
-            latency = self.get_clock().now().nanoseconds * 1e-9 - window.items[-1].stamp * 1e-9
+            newest = window.items[-1]
+            latency = self.get_clock().now().nanoseconds * 1e-9 - newest.stamp * 1e-9
             if not self._health.window(estimate.residual, latency):
                 self._windows.forget_overlap()
                 return
-            added = self._stitcher.add(window.ids, estimate.T_reference_camera)
-            self._learn_scale(window, estimate.T_reference_camera)
+            T_window_camera = estimate.T_reference_camera
+            added = self._stitcher.add(window.ids, T_window_camera)
+            self._learn_scale(window, T_window_camera)
+            T_map_camera = np.stack([self._stitcher.pose(frame) for frame in window.ids])
             # The model's covariance is in the axes and unit of the window's reference camera.
-            turn = self._stitcher.pose(window.ids[-1])[:3, :3] @ estimate.T_reference_camera[-1][:3, :3].T
+            turn = T_map_camera[-1, :3, :3] @ T_window_camera[-1, :3, :3].T
+            turned = rotate_covariance(spread, turn, self._stitcher.scale)
+            covariances = self._covariances.add(window.ids, T_map_camera, turned)
             for frame in added:
                 index = window.ids.index(frame.frame)
-                self._publish_frame(window.items[index], frame, estimate.covariance[index], turn)
-            if added and self._chain is not None:
-                self._publish_path(window.items[-1].stamp)
+                moved = rotate_covariance(step[index], np.eye(3), frame.scale)
+                self._publish_frame(window.items[index], frame, covariances[index], moved)
             if self._p.publish_raxels:
                 picture = np.clip((estimate.raxels[-1] + 1.0) * 127.5, 0, 255).astype(np.uint8)
-                newest = window.items[-1]
                 self._raxel_publisher.publish(conversions.rgb_to_image(picture, newest.stamp, newest.frame_id))
+        self._spreads.refresh(self._pipeline, frames, intrinsics, estimate)
 
-    def _base(self, optical_frame: str) -> np.ndarray | None:
-        """Return T_base_optical (4, 4), or None while TF cannot tell."""
-        if self._T_base_optical is None:
-            if not self._p.base_frame or self._p.base_frame == optical_frame:
-                self._T_base_optical = np.eye(4)
-            else:
-                try:
-                    found = self._tf_buffer.lookup_transform(self._p.base_frame, optical_frame, Time())
-                    self._T_base_optical = conversions.transform_to_matrix(found.transform)
-                except TransformException as error:
-                    self.get_logger().warning(
-                        f"no pose is published: the transform from '{optical_frame}' to base_frame "
-                        f"'{self._p.base_frame}' is missing in TF ({error}); publish it, or set base_frame to '' to "
-                        "use the optical frame as base",
-                        throttle_duration_sec=5.0,
-                    )
-        return self._T_base_optical
+    def _mount(self, stamp: int, optical_frame: str) -> tuple[bool, np.ndarray | None]:
+        """Return whether TF can tell where the camera sits, and T_base_optical (4, 4); None: the camera is the base."""
+        base = self._p.base_frame
+        if base in ("", optical_frame):
+            return True, None
+        try:
+            at = Time(nanoseconds=stamp)
+            if not self._tf_buffer.can_transform(base, optical_frame, at):
+                at = Time()  # the newest: TF of a moving mount may lag behind the image
+            found = self._tf_buffer.lookup_transform(base, optical_frame, at)
+            return True, conversions.transform_to_matrix(found.transform)
+        except TransformException as error:
+            self.get_logger().warning(
+                f"no pose is published: the transform from '{optical_frame}' to base_frame '{base}' is missing in TF "
+                f"({error}); publish it, or set base_frame to '' to use the optical frame as base",
+                throttle_duration_sec=5.0,
+            )
+            return False, None
 
-    def _publish_frame(self, item: _Prepared, frame: StitchedFrame, covariance: np.ndarray, turn: np.ndarray) -> None:
+    def _publish_frame(self, item: _Prepared, frame: StitchedFrame, covariance: np.ndarray, step: np.ndarray) -> None:
         """Publish one frame of the trajectory as pose, odometry and TF, and add it to the path."""
-        T_base_optical, metres = self._base(item.frame_id), self._scale.value
+        known, T_base_optical = self._mount(item.stamp, item.frame_id)
+        metres = self._scale.value
         if metres is None:
             self.get_logger().warning(
                 "no pose is published: scale_source is odometry and odometry_in has not shown enough motion yet",
                 throttle_duration_sec=5.0,
             )
-        if T_base_optical is None or metres is None:
+        if not known or metres is None:
             return
-        uses_optical = not self._p.base_frame
-        if self._chain is None:
-            # The base starts at the origin of map; without a base the optical axes are turned into REP 103 ones.
-            self._chain = OdometryChain(conversions.T_REP103_OPTICAL if uses_optical else T_base_optical)
-        self._chain.add(frame, metres)
-        T_optical_base = invert(T_base_optical)
-        T_map_base = self._chain.T_map_camera @ T_optical_base
-        T_odom_base = self._chain.T_odom_camera @ T_optical_base
-        child = item.frame_id if uses_optical else self._p.base_frame
-        turned = self._chain.T_map_camera[:3, :3] @ frame.T_map_camera[:3, :3].T @ turn
-        covariance = conversions.rotate_covariance(covariance, turned, frame.scale * metres)
-
-        pose = PoseWithCovarianceStamped(header=conversions.header(item.stamp, self._p.map_frame))
-        pose.pose.pose = conversions.matrix_to_pose(T_map_base)
-        pose.pose.covariance = covariance.reshape(-1)
-        self._pose_publisher.publish(pose)
-
-        odometry = Odometry(
-            header=conversions.header(item.stamp, self._p.odom_frame), child_frame_id=child, pose=pose.pose
-        )
-        odometry.pose.pose = conversions.matrix_to_pose(T_odom_base)
-        self._fill_twist(odometry, item.stamp, T_odom_base)
-        self._odometry_publisher.publish(odometry)
-
+        tracked = self._track.add(frame, item.stamp, T_base_optical, metres, covariance, step, self._scale.spread)
+        map_frame, odom_frame = self._p.map_frame, self._p.odom_frame
+        child = item.frame_id if T_base_optical is None else self._p.base_frame
+        self._pose_publisher.publish(conversions.pose_message(tracked, map_frame))
+        self._odometry_publisher.publish(conversions.odometry_message(tracked, odom_frame, child))
         transforms = []
         if self._p.publish_map_to_odom_tf:
-            T_map_odom = self._chain.T_map_odom
-            transforms.append(
-                conversions.transform_message(T_map_odom, item.stamp, self._p.map_frame, self._p.odom_frame)
-            )
+            transforms.append(conversions.transform_message(tracked.T_map_odom, item.stamp, map_frame, odom_frame))
         if self._p.publish_odom_to_base_tf:
-            transforms.append(conversions.transform_message(T_odom_base, item.stamp, self._p.odom_frame, child))
+            transforms.append(conversions.transform_message(tracked.T_odom_base, item.stamp, odom_frame, child))
         if transforms:
             self._tf_broadcaster.sendTransform(transforms)
-        self._path.append(PoseStamped(header=pose.header, pose=conversions.matrix_to_pose(T_map_base)))
-        self._saved.append((item.stamp * 1e-9, T_map_base))
-        self._health.count("poses")
+        self._health.pose()
+        self._to_show = item
 
-    def _fill_twist(self, odometry: Odometry, stamp: int, T_odom_base: np.ndarray) -> None:
-        """Set the mean velocity since the frame before, in the axes of the child frame."""
-        if self._previous is not None and stamp > self._previous[0]:
-            seconds = (stamp - self._previous[0]) * 1e-9
-            moved = invert(self._previous[1]) @ T_odom_base
-            linear = moved[:3, :3].T @ moved[:3, 3] / seconds
-            angular = moved[:3, :3].T @ so3_log(moved[:3, :3]) / seconds
-            twist = odometry.twist.twist
-            twist.linear.x, twist.linear.y, twist.linear.z = (float(value) for value in linear)
-            twist.angular.x, twist.angular.y, twist.angular.z = (float(value) for value in angular)
-        self._previous = stamp, T_odom_base
-
-    def _publish_path(self, stamp: int) -> None:
-        self._path_publisher.publish(Path(header=conversions.header(stamp, self._p.map_frame), poses=list(self._path)))
+    def _show(self, at_once: bool) -> None:
+        """Publish path and frusta if they have grown: now and then, and when nothing else is to be done."""
+        now = time.monotonic()
+        with self._track_lock:
+            newest, poses = self._to_show, list(self._track.path)
+            if newest is None or not (at_once or now - self._shown_at >= _SHOW_EVERY_S):
+                return
+            self._to_show, self._shown_at = None, now
+            frame_id, size = self._p.map_frame, self._p.frustum_size
+            path = [(pose.stamp, pose.T_map_base) for pose in poses]
+            self._path_publisher.publish(conversions.path_message(path, newest.stamp, frame_id))
+            if size > 0:
+                lines = self._track.frusta(self._p.frusta_max_count, newest.intrinsics, size)
+                self._frusta_publisher.publish(conversions.frusta_message(lines, 0.04 * size, newest.stamp, frame_id))
 
     # Scale from the robot's odometry
 
@@ -296,22 +293,17 @@ class TrajectoryNode(CameraNode):
 
     def _learn_scale(self, window: Window, T_window_camera: np.ndarray) -> None:
         """Compare the distance between the window's ends with the robot's in the same time."""
-        if self._p.scale_source != "odometry" or len(self._robot_path) < 2:
+        if self._p.scale_source != "odometry":
             return
-        stamps, positions = zip(*list(self._robot_path), strict=True)
-        first, last = window.items[0].stamp, window.items[-1].stamp
-        if not stamps[0] <= first < last <= stamps[-1]:
-            return
-        track = np.stack(positions)
-        ends = np.stack([np.interp([first, last], stamps, track[:, axis]) for axis in range(3)], axis=1)
-        motion = self._stitcher.scale * np.linalg.norm(T_window_camera[-1][:3, 3] - T_window_camera[0][:3, 3])
-        self._scale.add(float(motion), float(np.linalg.norm(ends[1] - ends[0])))
+        metres = distance_between(list(self._robot_path), window.items[0].stamp, window.items[-1].stamp)
+        if metres is not None:
+            moved = np.linalg.norm(T_window_camera[-1, :3, 3] - T_window_camera[0, :3, 3])
+            self._scale.add(float(self._stitcher.scale * moved), metres)
 
     # Services and diagnostics
 
     def _on_reset(self, request, response):
         self._reset()
-        self._path_publisher.publish(Path(header=conversions.header(0, self._p.map_frame)))
         self.get_logger().info("reset: the trajectory starts anew")
         response.success, response.message = True, "the trajectory starts anew"
         return response
@@ -327,29 +319,14 @@ class TrajectoryNode(CameraNode):
         return response
 
     def _on_save(self, request, response):
-        with self._track_lock:
-            saved = list(self._saved)
-        kind = request.format or "tum"
-        response.success = False
-        if kind not in ("tum", "kitti"):
-            response.message = f"format is '{kind}'; it must be tum or kitti"
-        elif not request.path:
-            response.message = "path is empty"
-        elif not saved:
-            response.message = "there is no pose yet"
-        else:
-            seconds, poses = zip(*saved, strict=True)
-            try:
-                if kind == "tum":
-                    write_trajectory(request.path, seconds, np.stack(poses))
-                else:
-                    write_text(request.path, kitti_text(np.stack(poses)))
-                response.success, response.poses = True, len(saved)
-                response.message = f"{len(saved)} poses written to {request.path}"
-            except MediaError as error:
-                response.message = str(error)
-        log = self.get_logger().info if response.success else self.get_logger().error
-        log(f"save_trajectory: {response.message}")
+        try:
+            with self._track_lock:
+                response.poses = self._track.save(request.path, request.format or "tum")
+            response.success, response.message = True, f"{response.poses} poses written to {request.path}"
+            self.get_logger().info(f"save_trajectory: {response.message}")
+        except ValueError as error:
+            response.success, response.message = False, str(error)
+            self.get_logger().error(f"save_trajectory: {response.message}")
         return response
 
     def _status(self, table: dict[str, str]) -> None:
@@ -360,6 +337,7 @@ class TrajectoryNode(CameraNode):
         value = self._scale.value
         table["metres per unit"] = f"{value:.4f}" if value is not None and self._scale.metric else "unknown"
         table["metres per unit, relative spread"] = f"{self._scale.spread:.3f}"
+        table["covariance"] = "calibrated" if self._pipeline.calibration.measured else "never compared with errors"
         table["breaks in the trajectory"] = str(self._stitcher.segments)
         if self._paused:
             table["paused"] = "yes"

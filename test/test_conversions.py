@@ -176,9 +176,3 @@ def test_optical_axes_in_rep103():
     np.testing.assert_array_equal(turn @ forward, [1, 0, 0])
     np.testing.assert_array_equal(turn @ right, [0, -1, 0])
     np.testing.assert_array_equal(turn @ down, [0, 0, -1])
-
-
-def test_covariance_turns_with_the_axes():
-    covariance = np.diag([1.0, 2, 3, 4, 5, 6])
-    turned = c.rotate_covariance(covariance, c.T_REP103_OPTICAL[:3, :3], scale=2.0)
-    np.testing.assert_allclose(np.diag(turned), [12, 4, 8, 6, 4, 5])

@@ -16,6 +16,7 @@ from rays_as_pixels_model.geometry import (
     make_pose,
     pixel_rays,
     rotation_angle_deg,
+    sample_covariance,
     so3_exp,
     so3_log,
 )
@@ -25,7 +26,6 @@ from rays_as_pixels_model.raxels import (
     make_raxels_batch,
     perturb,
     read_cameras,
-    sample_covariance,
 )
 
 cameras = st.builds(

@@ -8,14 +8,19 @@ import pytest
 from geometry_msgs.msg import PoseWithCovarianceStamped
 from nav_msgs.msg import Odometry
 from nav_msgs.msg import Path as PathMessage
-from pixel_pipeline import LEVELS, path
+from pixel_pipeline import LEVELS, load, path
+from rclpy.lifecycle import TransitionCallbackReturn
+from rclpy.parameter import Parameter
 from std_srvs.srv import Trigger
 from tf2_msgs.msg import TFMessage
+from visualization_msgs.msg import Marker, MarkerArray
 from wire import BAD_FRAMES, LATCHED, OPTICAL, Peer, Process, module_domain, play, show_until_refused, until
 
 from rays_as_pixels_interfaces.srv import SaveTrajectory
 from rays_as_pixels_model.media import read_trajectory
 from rays_as_pixels_ros import conversions as c
+from rays_as_pixels_ros.parameters import TRAJECTORY
+from rays_as_pixels_ros.trajectory_node import TrajectoryNode
 
 pytestmark = pytest.mark.slow
 
@@ -42,6 +47,7 @@ def trajectory(peer, tmp_path_factory):
             (PoseWithCovarianceStamped, "trajectory_node/pose", 100),
             (Odometry, "trajectory_node/odometry", 100),
             (PathMessage, "trajectory_node/path", LATCHED),
+            (MarkerArray, "trajectory_node/frusta", LATCHED),
             (TFMessage, "/tf", 100),
         ):
             peer.listen(kind, topic, qos)
@@ -90,6 +96,14 @@ def test_stream_in_trajectory_out(peer, trajectory, tmp_path):
     paths = peer.got["trajectory_node/path"]
     until(lambda: paths and len(paths[-1].poses) == 25, "the whole path")
 
+    frusta = peer.got["trajectory_node/frusta"]
+    until(lambda: frusta and frusta[-1].markers[-1].header.stamp == poses[24].header.stamp, "all frusta")
+    old, newest = frusta[-1].markers
+    assert (old.ns, newest.ns, newest.header.frame_id) == ("path", "newest", "map")
+    assert len(old.points) == 24 * 16 and len(newest.points) == 16 and newest.type == Marker.LINE_LIST
+    apex = newest.points[0]
+    np.testing.assert_allclose([apex.x, apex.y, apex.z], found[24][:3, 3], atol=1e-9)
+
     transforms = {}
     for message in peer.got["/tf"]:
         for transform in message.transforms:
@@ -130,6 +144,9 @@ def test_reset_and_time_going_back_start_anew(peer, trajectory):
     until(lambda: len(poses) >= 5, "poses after the jump")
     np.testing.assert_allclose(c.pose_to_matrix(poses[0].pose.pose), c.T_REP103_OPTICAL, atol=1e-9)
     assert "time went back" in trajectory.text()
+    clear = [m for a in peer.got["trajectory_node/frusta"] for m in a.markers if m.action == Marker.DELETEALL]
+    assert clear, "the old cameras are taken off the display"
+    until(lambda: len(peer.got["trajectory_node/path"][-1].poses) == 5, "a path that starts anew")
 
 
 def test_pause_and_resume(peer, trajectory):
@@ -169,17 +186,30 @@ def test_a_fast_camera_loses_frames_but_not_the_trajectory(peer, trajectory):
     )
 
 
-@pytest.mark.parametrize("node, arguments, reason", [
-    ("trajectory_node", ["-p", "checkpoint:=broken"], "broken: not a checkpoint"),
-    ("trajectory_node", ["-p", "window_hop:=5"], "window hop is 5; it must be between 1 and 4"),
-    ("trajectory_node", ["-p", "scale_source:=model"], "this checkpoint's unit is scene scale"),
-    ("trajectory_node", ["-p", "image_qos:=maybe"], "image_qos is 'maybe'; it must be one of best_effort, reliable"),
+@pytest.mark.parametrize("name, value, reason", [
+    ("checkpoint", "broken", "broken: not a checkpoint"),
+    ("window_hop", 5, "window hop is 5; it must be between 1 and 4"),
+    ("scale_source", "model", "this checkpoint's unit is scene scale"),
+    ("image_qos", "maybe", "image_qos is 'maybe'; it must be one of best_effort, reliable"),
 ])  # fmt: skip
-def test_a_bad_parameter_fails_in_configure_with_the_reason(ros_domain, tmp_path, node, arguments, reason):
-    process = Process(tmp_path, node, *arguments)
+def test_a_bad_parameter_fails_in_configure_with_the_reason(peer, capfd, name, value, reason):
+    """And once it was set right, configure works."""
+    node = TrajectoryNode("unready", load_pipeline=load, parameter_overrides=[Parameter(name, value=value)])
+    try:
+        assert node.trigger_configure() == TransitionCallbackReturn.FAILURE
+        said = capfd.readouterr().err
+        assert "cannot be configured: " in said and reason in said
+        right = next(parameter.default for parameter in TRAJECTORY if parameter.name == name)
+        assert node.set_parameters([Parameter(name, value=right)])[0].successful
+        assert node.trigger_configure() == TransitionCallbackReturn.SUCCESS
+    finally:
+        node.destroy_node()
+
+
+def test_a_process_that_cannot_be_configured_ends_with_the_reason(ros_domain, tmp_path):
+    process = Process(tmp_path, "trajectory_node", "-p", "checkpoint:=broken")
     assert process.wait() == 1
-    assert "cannot be configured: " in process.text() and reason in process.text()
-    assert "Traceback" not in process.text()
+    assert "cannot be configured: broken: not a checkpoint" in process.text() and "Traceback" not in process.text()
 
 
 def test_without_the_base_transform_it_says_which_one_is_missing(peer, trajectory, tmp_path):

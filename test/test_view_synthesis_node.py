@@ -124,7 +124,7 @@ def test_views_in_order_with_feedback_and_on_topics(peer, views, moving):
     assert answer.result.metres_per_unit == 2.0
     info = answer.result.camera_infos[1]
     assert (info.width, info.height) == (96, 64) and info.k[0] == pytest.approx(CAMERA.fx * 96 / 72)
-    assert seen and {f.total for f in seen} == {6} and [f.step for f in seen] == sorted({f.step for f in seen})
+    assert seen and {f.total for f in seen} == {18} and [f.step for f in seen] == sorted({f.step for f in seen})
     assert (seen[-1].preview.width, seen[-1].preview.height) == (96, 64)
     rendered = peer.got["view_synthesis_node/rendered/image_raw"]
     until(lambda: len(rendered) == 3, "the rendered topic")

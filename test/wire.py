@@ -2,6 +2,7 @@
 """Node processes, and a peer in the test's own process that plays the camera and listens."""
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -43,9 +44,9 @@ def module_domain(offset):
 class Process:
     """A node process with its log."""
 
-    def __init__(self, folder, node, *ros_args, command=(str(HERE / "pixel_pipeline.py"),)):
+    def __init__(self, folder, node, *ros_args, command=(str(HERE / "pixel_pipeline.py"),), environment=None):
         self.log = folder / f"{node}_{time.monotonic_ns()}.log"
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
         arguments = ["--ros-args", *ros_args] if ros_args else []
         command = [sys.executable, "-u", *command, *node.split(), *arguments]
         with self.log.open("wb") as log:
@@ -78,10 +79,19 @@ class Process:
         finally:
             self.stop()
 
-    def stop(self):
-        """Ask the process to end (SIGTERM); returns its exit code."""
+    @property
+    def pid(self):
+        return self._process.pid
+
+    def kill(self):
+        """End the process as a crash would."""
+        self._process.kill()
+        self._process.wait()
+
+    def stop(self, number=signal.SIGTERM):
+        """Ask the process to end by a signal; returns its exit code."""
         if self.alive():
-            self._process.terminate()
+            self._process.send_signal(number)
         try:
             return self._process.wait(30)
         except subprocess.TimeoutExpired:

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How much the covariance of a window is worth: posterior samples, scaled by what held-out clips have shown.
+
+A window is estimated from the posterior mean (one step), its covariance from draws that take several steps. Draws of a
+model that was not trained to the end lie closer together than its errors, so a factor is measured on held-out windows
+(`rays-as-pixels calibrate`) and kept in the checkpoint's config.json.
+
+Axes: T frames, k draws. A covariance is (6, 6) of (x, y, z, rx, ry, rz), a left perturbation in the reference frame.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+
+from .checkpoint_folder import CheckpointError, read_config
+from .geometry import sample_covariance
+from .media import write_text
+
+STEPS = 2  # of a draw; the first starts from noise alone, so one step gives the mean and no spread
+# A few draws tell how far apart they are better than in which direction: this share of the shape is believed.
+SHAPE = 0.5
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What was measured of a checkpoint.
+
+    Attributes:
+        translation, rotation: factors on the standard deviations of the draws.
+        max_residual: of the decoded raxels against a camera; a window above it is worse than what training gives.
+        samples, windows: draws of each window, and windows, that it was measured with (0: not measured).
+        coverage: share of other held-out errors within the 50, 68, 90, 95 and 99 % ellipsoid, {'translation': [...],
+            'rotation': [...]}.
+    """
+
+    translation: float = 1.0
+    rotation: float = 1.0
+    max_residual: float = float("inf")
+    samples: int = 0
+    windows: int = 0
+    coverage: dict | None = None
+
+    @property
+    def measured(self) -> bool:
+        """Whether it was measured, or stands for a checkpoint that was not."""
+        return self.windows > 0
+
+    def scaled(self, covariance: np.ndarray) -> np.ndarray:
+        """Scale covariances (..., 6, 6) of draws to those of errors."""
+        factor = np.repeat([self.translation, self.rotation], 3)
+        return covariance * np.outer(factor, factor)
+
+
+def read_calibration(checkpoint: Path | str | None) -> Calibration:
+    """Read what was measured of a checkpoint (None: the shipped one); factors of 1 where nothing was.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    folder = read_config(checkpoint)[0]
+    found = json.loads((folder / "config.json").read_text()).get("calibration")
+    if found is None:
+        return Calibration()
+    names = {f.name for f in fields(Calibration)}
+    numbers = names - {"coverage"}
+    if not isinstance(found, dict) or set(found) - names or not all(_positive(found.get(n)) for n in numbers):
+        raise CheckpointError(f"{folder / 'config.json'}: calibration is {found}; measure it: rays-as-pixels calibrate")
+    return Calibration(**found)
+
+
+def _positive(value: object) -> bool:
+    return isinstance(value, int | float) and np.isfinite(value) and value > 0
+
+
+def write_calibration(checkpoint: Path | str | None, calibration: Calibration) -> Path:
+    """Keep what was measured in a checkpoint's config.json; returns that file."""
+    path = read_config(checkpoint)[0] / "config.json"
+    about = json.loads(path.read_text())
+    about["calibration"] = asdict(calibration)
+    write_text(path, json.dumps(about, indent=1) + "\n")
+    return path
+
+
+def draws_covariance(T_draws: np.ndarray, T_mean: np.ndarray, reading: np.ndarray) -> np.ndarray:
+    """Covariance (T, 6, 6) of an estimate (T, 4, 4) from draws (k, T, 4, 4), before the factors.
+
+    The spread of the draws about the estimate, plus that of the reading (`TrajectoryEstimate.covariance`, (T, 6, 6)).
+    Half of it as it is, half its mean over all directions (`SHAPE`), for position and rotation each.
+    """
+    found = sample_covariance(T_draws, T_mean) + reading
+    for block in (slice(0, 3), slice(3, 6)):
+        mean = np.trace(found[:, block, block], axis1=1, axis2=2)[:, None, None] / 3 * np.eye(3)
+        found[:, block, block] = SHAPE * found[:, block, block] + (1 - SHAPE) * mean
+    found[:, :3, 3:] *= SHAPE
+    found[:, 3:, :3] *= SHAPE
+    return found
