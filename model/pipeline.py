@@ -157,7 +157,7 @@ class Pipeline:
             raise ValueError(f"draws need samples >= 2 and steps >= 2, got {samples} and {steps}")
         fitted, camera = fit_frames(np.asarray(frames), intrinsics, self.config.width, self.config.height)
         rays = self.model.array(self._raxels(np.eye(4)[None], camera))
-        decoded = self.estimate_batch(self._to_tensor(fitted)[None], rays, reference, steps,
+        decoded = self.estimate_batch(self._to_array(fitted)[None], rays, reference, steps,
                                       self.model.generator(seed), samples=samples)
         T = fit_cameras(to_numpy(decoded).astype(np.float64), camera)                             # (samples, T, 4, 4)
         return invert(T[:, reference, None]) @ T

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from rays_as_pixels_model.checkpoint import CheckpointError, save_checkpoint
+from rays_as_pixels_model.calibration import Calibration, read_calibration, write_calibration
+from rays_as_pixels_model.checkpoint import CheckpointError, read_config, save_checkpoint
 from rays_as_pixels_model.config import preset
 from rays_as_pixels_model.engine import MersenneNormal
 from rays_as_pixels_model.geometry import Intrinsics
@@ -54,7 +55,9 @@ def model_of(name):
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    return save_checkpoint(tmp_path_factory.mktemp("model") / "micro", model_of("micro"), "card")
+    folder = save_checkpoint(tmp_path_factory.mktemp("model") / "micro", model_of("micro"), "card", {"step": 7})
+    write_calibration(folder, Calibration(translation=2.0, rotation=3.0, max_residual=0.1, samples=8, windows=9))
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -283,6 +286,8 @@ def test_the_graphs_say_where_they_come_from(exported, onnx, checkpoint):
     weights = hashlib.sha256((checkpoint / "model.safetensors").read_bytes()).hexdigest()
     assert facts["preset"] == "micro" and facts["precision"] == "fp32" and facts["weights_sha256"] == weights
     assert len(facts["commit"]) == 40 or facts["commit"].startswith("version ")
+    assert read_config(exported)[2] == {"step": 7} and read_calibration(exported) == read_calibration(checkpoint)
+    assert read_calibration(exported).rotation == 3
 
 
 def test_providers_come_in_their_order(onnx, monkeypatch, caplog):
