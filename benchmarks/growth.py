@@ -33,7 +33,7 @@ def measure_growth(pipe: Pipeline, clock: Callable[[], float], repeats: int) -> 
             calls[str(value)] = call
             numbers.append(number)
         seconds = list(in_turns(calls, clock, repeats).values())
-        half = len(values) // 2 - (len(values) == 3)
+        half = len(values) // 2
         slope = np.polyfit(np.log(numbers[half:]), np.log(seconds[half:]), 1)[0]
         report[axis] = {"values": numbers, "seconds": seconds, "slope": float(slope)}
     return report

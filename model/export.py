@@ -65,7 +65,7 @@ def export(
     if read_exported(folder) is not None:
         raise CheckpointError(f"{folder} is an export already; give the checkpoint that it was made from")
     weights = own_bytes(folder, WEIGHTS)
-    own_bytes(folder, "config.json")
+    kept = {"training": training, "calibration": json.loads(own_bytes(folder, "config.json")).get("calibration")}
     if isinstance(config.codec, WanCodecConfig) or config.camera_encoding != "raxel":
         raise ExportError(
             f"preset {config.preset!r} with {config.camera_encoding} rays has no ONNX graphs; those with the built-in "
@@ -76,11 +76,15 @@ def export(
         "preset": config.preset, "precision": precision, "commit": _commit(), "opset": _OPSET,
         "torch": torch.__version__, "weights_sha256": hashlib.sha256(weights).hexdigest(),
     }  # fmt: skip
-    return write_export(model, Path(out), about, training)
+    return write_export(model, Path(out), about, {name: value for name, value in kept.items() if value})
 
 
-def write_export(model: RaysAsPixels, out: Path, about: dict, training: dict | None = None) -> dict:
-    """Write the graphs of a model (on the CPU) under a temporary name, check them, and give the folder its name."""
+def write_export(model: RaysAsPixels, out: Path, about: dict, kept: dict | None = None) -> dict:
+    """Write the graphs of a model (on the CPU) under a temporary name, check them, and give the folder its name.
+
+    Args:
+        about: facts; 'precision' is obeyed. kept: further sections of the checkpoint's config.json.
+    """
     strangers = {path.name for path in out.iterdir()} - _own_names() if out.is_dir() else set()
     if strangers or out.is_file():
         raise ExportError(f"{out} holds other files ({min(strangers, default='it is one')}); name a new folder")
@@ -94,12 +98,12 @@ def write_export(model: RaysAsPixels, out: Path, about: dict, training: dict | N
             _convert(path, about["precision"] if name == "velocity" else "fp32", about)
             files[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
         about = {**about, "files": files}
-        _write_config(temporary, model.config, about, training)
+        _write_config(temporary, model.config, about, kept)
         about["parity"] = {name: round(value, 8) for name, value in parity(model, OnnxEngine(temporary, "cpu")).items()}
         worst, limit = max(about["parity"].values()), LIMITS[about["precision"]]
         if not worst <= limit:
             raise ExportError(f"{about['precision']} differs from torch by {worst:.2g}, above {limit:g}; not written")
-        _write_config(temporary, model.config, about, training)
+        _write_config(temporary, model.config, about, kept)
         shutil.rmtree(out, ignore_errors=True)
         os.replace(temporary, out)
     finally:
@@ -270,8 +274,8 @@ def _convert(path: Path, precision: str, about: dict) -> None:
     onnx.save(graph, path)
 
 
-def _write_config(folder: Path, config: ModelConfig, about: dict, training: dict | None) -> None:
-    data = {"format": FORMAT, "model": config.to_dict(), "training": training or {}, "onnx": about}
+def _write_config(folder: Path, config: ModelConfig, about: dict, kept: dict | None) -> None:
+    data = {"format": FORMAT, "model": config.to_dict(), **(kept or {}), "onnx": about}
     (folder / "config.json").write_text(json.dumps(data, indent=1) + "\n")
 
 

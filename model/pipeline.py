@@ -124,7 +124,7 @@ class Pipeline:
                              f"{steps}, {samples}")
         fitted, camera = fit_frames(np.asarray(frames), intrinsics, self.config.width, self.config.height)
         rays = None if camera is None else self.model.array(self._raxels(np.eye(4)[None], camera))
-        decoded = self.estimate_batch(self._to_tensor(fitted)[None], rays, reference, steps,
+        decoded = self.estimate_batch(self._to_array(fitted)[None], rays, reference, steps,
                                       self.model.generator(seed), samples=samples, solver=solver, shift=shift)
         raxels = to_numpy(decoded).astype(np.float64)                                       # (samples, T, h, w, 3)
         size, cell = (self.config.width, self.config.height), self.config.codec.cell
@@ -157,7 +157,7 @@ class Pipeline:
             raise ValueError(f"draws need samples >= 2 and steps >= 2, got {samples} and {steps}")
         fitted, camera = fit_frames(np.asarray(frames), intrinsics, self.config.width, self.config.height)
         rays = self.model.array(self._raxels(np.eye(4)[None], camera))
-        decoded = self.estimate_batch(self._to_tensor(fitted)[None], rays, reference, steps,
+        decoded = self.estimate_batch(self._to_array(fitted)[None], rays, reference, steps,
                                       self.model.generator(seed), samples=samples)
         T = fit_cameras(to_numpy(decoded).astype(np.float64), camera)                             # (samples, T, 4, 4)
         return invert(T[:, reference, None]) @ T
@@ -234,7 +234,7 @@ class Pipeline:
             raxels = [self._raxels(T[:-1], source_camera), self._raxels(T[-1:], target_camera)]
             raxels = self.model.array(np.concatenate(raxels)[None])
             report = self._reporter(on_step, number * steps, total)
-            frame = self.render_batch(self._to_tensor(fitted[nearest])[None], raxels, steps, generator, on_step=report,
+            frame = self.render_batch(self._to_array(fitted[nearest])[None], raxels, steps, generator, on_step=report,
                                       samples=samples, solver=solver, shift=shift, guidance=guidance)
             views.append(_to_uint8(frame[:, 0]))                                            # (samples, H, W, 3)
             if on_view is not None:
@@ -269,7 +269,7 @@ class Pipeline:
         groups, generator = self.config.groups, self.model.generator(seed)
         shape_z, shape_r = self.model.latent_shapes(samples, groups)
         z, r = (self.model.noise(s, generator) for s in (shape_z, shape_r))
-        z[:, :1] = self.model.encode_frames(self._to_tensor(fitted)[None], (1,))
+        z[:, :1] = self.model.encode_frames(self._to_array(fitted)[None], (1,))
         r[:, 0] = self.model.encode_rays(self.model.array(self._raxels(np.eye(4)[None], camera)[:, None]))[:, 0]
         clean_z, clean_r = (self._leading(samples, count, 1) for count in (len(groups), self.config.frames))
         last = None if on_step is None else (
@@ -344,7 +344,7 @@ class Pipeline:
         """(batch, total) bool, true for the first `count`."""
         return self.model.array(np.tile(np.arange(total) < count, (batch, 1)))
 
-    def _to_tensor(self, frames: np.ndarray) -> Array:
+    def _to_array(self, frames: np.ndarray) -> Array:
         return self.model.array(frames.astype(np.float32) * np.float32(2 / 255) - 1)
 
     def _reporter(self, on_step: OnStep | None, before: int, total: int):
