@@ -150,7 +150,7 @@ def test_each_has_its_own_frames_topics_and_unit(peer, robots, cameras):
     assert {pose.header.frame_id for pose in one} == {"robot1/map"}
     assert {pose.header.frame_id for pose in two} == {"robot2/map"}
     # robot1 in the unit of its first window, robot2 in metres of its wheels from where its scale was known.
-    for robot, poses, unit in (("robot1", one, 0.7), ("robot2", two, METRES)):
+    for robot, poses, unit in (("robot1", list(one), 0.7), ("robot2", list(two), METRES)):
         truth = path()[[cameras[robot].index(pose) for pose in poses]]
         found = np.stack([c.pose_to_matrix(pose.pose.pose) for pose in poses])
         moved, expected = np.linalg.inv(found[0]) @ found, np.linalg.inv(truth[0]) @ truth
