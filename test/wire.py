@@ -26,7 +26,7 @@ LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability
 OPTICAL, WORLD = "camera_optical", "world"
 CAMERA = Intrinsics.from_fov(70.0, 72, 48)
 WAIT = 30.0
-START = 90.0  # seconds for a process to start on a busy machine
+START = 240.0  # seconds for a process to start on a busy machine
 
 
 @contextmanager
