@@ -364,7 +364,7 @@ def test_an_embedded_buffer_waits_for_real_broadcasters(peer):
 
 
 # -- the nodes under ros2 launch, a camera on embedded_ros ------------------------------------------------------------
-def test_ros2_launch_runs_the_nodes_on_the_real_rclpy(peer, tmp_path):
+def test_ros2_launch_runs_the_nodes_on_the_real_rclpy(peer, tmp_path, repository):
     from geometry_msgs.msg import PoseWithCovarianceStamped
 
     index = pytest.importorskip("ament_index_python")
@@ -375,6 +375,7 @@ def test_ros2_launch_runs_the_nodes_on_the_real_rclpy(peer, tmp_path):
     poses = peer.listen(PoseWithCovarianceStamped, "/launched/trajectory_node/pose")
     log = tmp_path / "launch.log"
     command = ["ros2", "launch", "rays_as_pixels_ros", "rays_as_pixels.launch.py", "namespace:=launched", "device:=cpu"]
+    command.append(f"params_file:={repository / 'config' / 'demo.yaml'}")  # no base_frame, so no transform is missing
     with log.open("wb") as output:
         launch = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
     try:
