@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """embedded_ros against a real ROS 2 on the same machine: each test has one side of each, in processes of their own.
 
-This process and those that it starts are on the real rclpy, except those with `environment=WITHOUT_ROS`: they are on
+This process and those that it starts are on the real rclpy, except those started `without_ros`: they are on
 embedded_ros. docs/interop.md says how to run it and what was seen.
 """
 
@@ -76,6 +76,16 @@ def ros2(*words, seconds=None, timeout=180.0, fails=False):
     return text
 
 
+def without_ros(start):
+    """Call `start` with the environment that a process needs to be on embedded_ros."""
+    before = {name: os.environ.get(name, "") for name in WITHOUT_ROS}
+    os.environ.update(WITHOUT_ROS)
+    try:
+        return start()
+    finally:
+        os.environ.update(before)
+
+
 @pytest.fixture(scope="module")
 def ros_domain():
     """One domain for all tests here; the ros2 daemon that the command line starts in it ends with them."""
@@ -95,7 +105,7 @@ def peer(ros_domain):
 def embedded(peer, tmp_path_factory):
     """The view synthesis node on embedded_ros, after the (real) camera has moved before it."""
     folder = tmp_path_factory.mktemp("embedded")
-    with Process(folder, "view_synthesis_node", *VIEWS, environment=WITHOUT_ROS) as process:
+    with without_ros(lambda: Process(folder, "view_synthesis_node", *VIEWS)) as process:
         process.until_active()
         until(lambda: peer.image.get_subscription_count(), "the subscription of view_synthesis_node")
         play(peer, range(10, 34), truth=True)
@@ -185,7 +195,7 @@ rclpy.shutdown()
 def test_embedded_client_of_a_real_server(peer, tmp_path):
     with (
         Process(tmp_path, "view_synthesis_node", *VIEWS, "-r", "__node:=real") as process,
-        Program(CLIENT, environment=WITHOUT_ROS) as client,
+        without_ros(lambda: Program(CLIENT)) as client,
     ):
         process.until_active()
         until(lambda: peer.image.get_subscription_count() and peer.node.count_subscribers("image_raw"), "it listens")
@@ -213,7 +223,7 @@ def test_ros2_topic_echo_hz_and_info(peer, embedded):
     info = ros2("topic", "info", "-v", f"{NODE}/rendered/image_raw")
     assert "Publisher count: 1" in info and "Node name: view_synthesis_node" in info
     assert "Topic type hash: RIHS01_" in info and "sensor_msgs/msg/Image" in info
-    with Program(TALKER, environment=WITHOUT_ROS) as talker:
+    with without_ros(lambda: Program(TALKER)) as talker:
         talker.line("ready")
         assert "data: word" in ros2("topic", "echo", "--once", "/words", "std_msgs/msg/String")
         assert "average rate:" in ros2("topic", "hz", "/words", seconds=40)
@@ -309,7 +319,7 @@ def test_a_real_buffer_over_embedded_broadcasters(peer):
 
     buffer = Buffer()
     listener = TransformListener(buffer, peer.node)
-    with Program(SENDER, environment=WITHOUT_ROS) as sender:
+    with without_ros(lambda: Program(SENDER)) as sender:
         sender.line("ready")
         at = Time(seconds=13)
         until(lambda: buffer.can_transform("odom", "camera", at), "the chain odom, base, camera")
@@ -342,7 +352,7 @@ def test_an_embedded_buffer_waits_for_real_broadcasters(peer):
 
     static = StaticTransformBroadcaster(peer.node)
     static.sendTransform(transform("base", "camera", 0.5))
-    with Program(LOOKER, environment=WITHOUT_ROS) as looker:
+    with without_ros(lambda: Program(LOOKER)) as looker:
         looker.line("ready")
         end = time.monotonic() + 60
         while looker.alive() and time.monotonic() < end:
@@ -354,7 +364,7 @@ def test_an_embedded_buffer_waits_for_real_broadcasters(peer):
 
 
 # -- the nodes under ros2 launch, a camera on embedded_ros ------------------------------------------------------------
-def test_ros2_launch_runs_the_nodes_on_the_real_rclpy(peer, tmp_path):
+def test_ros2_launch_runs_the_nodes_on_the_real_rclpy(peer, tmp_path, repository):
     from geometry_msgs.msg import PoseWithCovarianceStamped
 
     index = pytest.importorskip("ament_index_python")
@@ -365,13 +375,14 @@ def test_ros2_launch_runs_the_nodes_on_the_real_rclpy(peer, tmp_path):
     poses = peer.listen(PoseWithCovarianceStamped, "/launched/trajectory_node/pose")
     log = tmp_path / "launch.log"
     command = ["ros2", "launch", "rays_as_pixels_ros", "rays_as_pixels.launch.py", "namespace:=launched", "device:=cpu"]
+    command.append(f"params_file:={repository / 'config' / 'demo.yaml'}")  # no base_frame, so no transform is missing
     with log.open("wb") as output:
         launch = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
     try:
         until(lambda: log.read_text().count("active: listening") == 2 or launch.poll() is not None, "both nodes", 300)
         entry = ("-m", "rays_as_pixels_ros.entry_points")
         options = ["-p", "at_end:=loop", "-p", "rate:=2.0", "-r", "__ns:=/launched"]
-        with Process(tmp_path, "camera_player", *options, command=entry, environment=WITHOUT_ROS) as player:
+        with without_ros(lambda: Process(tmp_path, "camera_player", *options, command=entry)) as player:
             until(lambda: len(poses) >= 3 or not player.alive() or launch.poll() is not None, "poses", 300)
         assert len(poses) >= 3, log.read_text()
         assert poses[-1].header.frame_id
