@@ -16,7 +16,7 @@ from typing import Any
 
 from .config import ModelConfig, WanCodecConfig
 
-# Predicted over measured was 0.87 to 1.54 (docs/benchmarks.md): what must fit is the prediction with this added.
+# Predicted over measured was 0.92 to 1.61 (docs/benchmarks.md): what must fit is the prediction with this added.
 MARGIN = 0.2
 _FLOAT = 4
 _WORKSPACE = 2 * 2**20                 # of matrix products, whatever their size

@@ -77,13 +77,29 @@ def _ros() -> Iterator[Finding]:
             yield Finding("interfaces", BAD, "rays_as_pixels_interfaces is not built or not sourced (README)")
         if "cyclonedds" not in rmw:
             yield Finding("middleware", NOTE, "hosts without ROS 2 can be reached with rmw_cyclonedds_cpp only")
+        yield _cv_bridge()
         return
-    why = f"ROS_DISTRO is {distro}, but rclpy cannot be imported by this Python" if distro else "no ROS 2 is sourced"
+    why = "no ROS 2 is sourced"
+    if distro:
+        why = (
+            f"ROS_DISTRO is {distro}, but this Python ({sys.executable}) cannot import rclpy: make the venv with the "
+            "system's python3 and --system-site-packages"
+        )
     yield Finding("ros", NOTE if distro else OK, f"embedded_ros on Cyclone DDS: {why}")
     from embedded_ros.definitions import own_texts
 
     names = [name for _, name, _ in own_texts()]
     yield Finding("interfaces", OK if names else BAD, ", ".join(names) or "no .action or .srv text is installed")
+
+
+def _cv_bridge() -> Finding:
+    try:
+        import cv_bridge
+
+        return Finding("cv_bridge", OK, str(Path(cv_bridge.__file__).parent))
+    except Exception as error:  # a compiled half may raise anything
+        text = " ".join(str(error).split())
+        return Finding("cv_bridge", NOTE, f"does not import ({text}); a numpy CvBridge takes its place")
 
 
 def _dds() -> Iterator[Finding]:

@@ -15,6 +15,14 @@ import numpy as np
 OK, WARN, ERROR = 0, 1, 2
 
 
+LEAST_CONTRAST = 2.0  # grey levels; a covered lens or a dark room is below
+
+
+def contrast(frames: np.ndarray) -> float:
+    """Standard deviation over the pixels of the flattest of frames (T, H, W, 3) uint8, in its best channel."""
+    return float(frames.std(axis=(1, 2)).max(axis=-1).min())
+
+
 class Health:
     """Collect what a node does and report it in one level, one line and a table."""
 

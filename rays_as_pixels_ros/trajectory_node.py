@@ -27,7 +27,7 @@ from rays_as_pixels_model.geometry import Intrinsics, fit_frames
 
 from . import conversions
 from .camera_node import BEST_EFFORT, LATCHED, RELIABLE, CameraFrame, CameraNode, main_of
-from .health import Health
+from .health import LEAST_CONTRAST, Health, contrast
 from .parameters import TRAJECTORY
 from .scale import MetricScale, distance_between
 from .stitching import StitchedFrame, Stitcher
@@ -195,6 +195,10 @@ class TrajectoryNode(CameraNode):
     def _estimate(self, window: Window) -> None:
         """Run the model on a window, join it to the trajectory, and publish its new frames."""
         frames, intrinsics = np.stack([item.rgb for item in window.items]), window.items[-1].intrinsics
+        if contrast(frames) < LEAST_CONTRAST:
+            self._health.lose(f"an image shows nothing: its grey levels spread by {contrast(frames):.1f}")
+            self._windows.forget_overlap()
+            return
         estimate = self._pipeline.estimate_trajectory(
             frames, intrinsics, steps=self._p.steps, seed=self._p.seed, reference=0
         )
@@ -288,8 +292,11 @@ class TrajectoryNode(CameraNode):
     # Scale from the robot's odometry
 
     def _on_odometry(self, message: Odometry) -> None:
-        p = message.pose.pose.position
-        self._robot_path.append((conversions.stamp_ns(message.header.stamp), np.array([p.x, p.y, p.z])))
+        p, stamp = message.pose.pose.position, conversions.stamp_ns(message.header.stamp)
+        with self._track_lock:
+            if self._robot_path and stamp < self._robot_path[-1][0]:
+                self._robot_path.clear()  # a bag that loops: this may come before the image that says so
+            self._robot_path.append((stamp, np.array([p.x, p.y, p.z])))
 
     def _learn_scale(self, window: Window, T_window_camera: np.ndarray) -> None:
         """Compare the distance between the window's ends with the robot's in the same time."""

@@ -16,7 +16,7 @@ from scipy.spatial.transform import Rotation
 
 from rays_as_pixels_model.calibration import Calibration
 
-LEVELS = 60  # distinguishable brightness levels: frame i of the path has brightness 4 i
+LEVELS = 60  # distinguishable brightness levels: frame i of the path has brightness 4 i + 3
 STEP_S = 0.03
 
 
@@ -30,13 +30,14 @@ def path():
 
 
 def picture(index, height=48, width=72):
-    """Image of frame `index`."""
-    return np.full((height, width, 3), 4 * index, dtype=np.uint8)
+    """Image of frame `index`: six stripes about its brightness, so that there is something to see."""
+    stripes = np.where(np.arange(width) * 6 // width % 2, 3, -3)
+    return np.broadcast_to((4 * index + 3 + stripes)[None, :, None], (height, width, 3)).astype(np.uint8)
 
 
 def index_of(frame):
     """Frame number of an image."""
-    return int(round(float(frame.mean()) / 4))
+    return int(round((float(frame.mean()) - 3) / 4))
 
 
 class PixelPipeline:
@@ -83,14 +84,15 @@ class PixelPipeline:
                      metres_per_unit=1.0, steps=4, seed=0, on_step=None, on_view=None):  # fmt: skip
         """View i is painted with the distance of its camera from the first source, in centimetres of the unit.
 
-        Each step is printed, so that a test can count those that were made, not only those that were reported.
+        Each step is printed, so that a test can count those that were made, not only those that were reported. It takes
+        STEP_S, or as many milliseconds as the seed says.
         """
         distance = np.linalg.norm(T_world_target[:, :3, 3] - T_world_source[0, :3, 3], axis=1) / metres_per_unit
         views = np.stack([np.full((64, 96, 3), int(round(100 * d)) % 256, dtype=np.uint8) for d in distance])
         camera = target_intrinsics.resized(96, 64)
         for number, view in enumerate(views):
             for step in range(number * steps, (number + 1) * steps):
-                time.sleep(STEP_S)
+                time.sleep(seed / 1000 if seed else STEP_S)
                 print("denoised", flush=True)
                 if on_step is not None and not on_step(step + 1, steps * len(views), view):
                     raise RuntimeError("cancelled")

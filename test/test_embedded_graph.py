@@ -198,3 +198,45 @@ def test_what_is_lacking_is_named(node):
         assert not hasattr(thing, name)
     with pytest.raises(NotImplementedError, match="no_demangle"):
         node.get_topic_names_and_types(no_demangle=True)
+
+
+CLOCKED = (
+    """
+from rclpy.executors import SingleThreadedExecutor
+from std_srvs.srv import Trigger
+rclpy.init()
+node = Node('clocked')
+def now():
+    return str(node.get_clock().now().nanoseconds // 10**9)
+def tell(request, response):
+    response.message = now()
+    return response
+node.create_service(Trigger, '~/now', tell)
+node.create_timer(1.0, lambda: say('tick', now()))
+executor = SingleThreadedExecutor()
+executor.add_node(node)
+"""
+    + SPIN
+)
+
+
+def test_a_clock_of_another_process_drives_a_node_and_may_go_back(node):
+    from rosgraph_msgs.msg import Clock
+
+    with Process(CLOCKED, "--ros-args", "-p", "use_sim_time:=true") as clocked:
+        clocked.line("ready")
+        publisher = node.create_publisher(Clock, "/clock", 10)
+        assert spin_until(node, publisher.get_subscription_count)
+
+        def show(second):
+            message = Clock()
+            message.clock.sec = second
+            publisher.publish(message)
+            answers = (_call(node, Trigger, "/clocked/now", Trigger.Request()).message for _ in range(50))
+            assert str(second) in answers
+
+        for start in (100, 10):
+            show(start)
+            show(start + 1)
+            assert clocked.line("tick") == str(start + 1)
+        assert clocked.stop() == 0

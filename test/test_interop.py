@@ -369,10 +369,10 @@ def test_ros2_launch_runs_the_nodes_on_the_real_rclpy(peer, tmp_path):
         launch = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
     try:
         until(lambda: log.read_text().count("active: listening") == 2 or launch.poll() is not None, "both nodes", 300)
-        player = ("-m", "rays_as_pixels_ros.camera_player")
+        entry = ("-m", "rays_as_pixels_ros.entry_points")
         options = ["-p", "at_end:=loop", "-p", "rate:=2.0", "-r", "__ns:=/launched"]
-        with Process(tmp_path, "", *options, command=player, environment=WITHOUT_ROS):
-            until(lambda: len(poses) >= 3 or launch.poll() is not None, "poses of the real node", 300)
+        with Process(tmp_path, "camera_player", *options, command=entry, environment=WITHOUT_ROS) as player:
+            until(lambda: len(poses) >= 3 or not player.alive() or launch.poll() is not None, "poses", 300)
         assert len(poses) >= 3, log.read_text()
         assert poses[-1].header.frame_id
     finally:

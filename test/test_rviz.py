@@ -85,6 +85,19 @@ def test_displays_show_what_the_nodes_publish(displays, offered):
     assert can - shown == {"camera_player/ground_truth"}
 
 
+def test_the_readme_lists_every_topic(offered, repository):
+    """With its type, in one row; what diagnostics, parameters and ROS itself publish is not ours to explain."""
+    table = [line for line in (repository / "README.md").read_text().splitlines() if line.startswith("|")]
+    for topic, end in offered.items():
+        node, _, own = topic.partition("/")
+        name = f"~/{own}" if own and node in ("trajectory_node", "view_synthesis_node", "camera_player") else topic
+        package, _, kind = end.topic_type.split("/")
+        if package in ("rcl_interfaces", "lifecycle_msgs") or topic == "/parameter_events":
+            continue
+        rows = [row for row in table if f"`{name}`" in row]
+        assert any(kind in row for row in rows), f"{name} ({end.topic_type})"
+
+
 def test_the_fixed_frame_is_the_nodes_map(displays, repository):
     """TF is shown, in the frame that the parameter file names."""
     config = yaml.safe_load((repository / "config" / "rays_as_pixels.rviz").read_text())

@@ -5,6 +5,7 @@ import time
 
 import numpy as np
 import pytest
+from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import PoseWithCovarianceStamped
 from nav_msgs.msg import Odometry
 from nav_msgs.msg import Path as PathMessage
@@ -14,7 +15,18 @@ from rclpy.parameter import Parameter
 from std_srvs.srv import Trigger
 from tf2_msgs.msg import TFMessage
 from visualization_msgs.msg import Marker, MarkerArray
-from wire import BAD_FRAMES, LATCHED, OPTICAL, Peer, Process, module_domain, play, show_until_refused, until
+from wire import (
+    BAD_FRAMES,
+    LATCHED,
+    OPTICAL,
+    Peer,
+    Process,
+    module_domain,
+    play,
+    play_in_step,
+    show_until_refused,
+    until,
+)
 
 from rays_as_pixels_interfaces.srv import SaveTrajectory
 from rays_as_pixels_model.media import read_trajectory
@@ -74,9 +86,8 @@ def expected_in_map(truth, first_unit):
 
 def test_stream_in_trajectory_out(peer, trajectory, tmp_path):
     restart(peer)
-    stamps = play(peer, range(25))
     poses = peer.got["trajectory_node/pose"]
-    until(lambda: len(poses) >= 25, f"25 poses (got {len(poses)})\n{trajectory.text()}")
+    stamps = play_in_step(peer.show, range(25), poses)
     assert [stamps[c.stamp_ns(pose.header.stamp)] for pose in poses] == list(range(25))
     assert {pose.header.frame_id for pose in poses} == {"map"}
     found = np.stack([c.pose_to_matrix(pose.pose.pose) for pose in poses])
@@ -167,6 +178,30 @@ def test_bad_images_are_refused_in_one_line_and_the_trajectory_goes_on(peer, tra
     play(peer, range(7))
     until(lambda: len(peer.got["trajectory_node/pose"]) == 7, "poses after the bad images")
     assert trajectory.alive()
+
+
+def test_a_covered_lens_is_lost_and_says_so(peer, trajectory):
+    restart(peer)
+    statuses = peer.listen(DiagnosticArray, "/diagnostics", 100)
+    poses = peer.got["trajectory_node/pose"]
+    play_in_step(peer.show, range(5), poses)
+
+    def lost():
+        found = [s for m in statuses for s in m.status if s.name == "trajectory_node: camera"]
+        return found and found[-1].level == b"\x02" and "an image shows nothing" in found[-1].message
+
+    for number in range(5, 40):
+        dark = c.rgb_to_image(np.zeros((48, 72, 3), np.uint8), 0, OPTICAL)
+        peer.show(number, image=dark)
+        time.sleep(0.1)
+        if lost():
+            break
+    assert lost() and len(poses) == 5, "no pose of what was not seen"
+    play(peer, range(40, 50))
+    until(lambda: len(poses) >= 10, "poses once there is something to see")
+    position = np.asarray(poses[-1].pose.covariance).reshape(6, 6)[0, 0]
+    assert position > 1e5, "nobody knows how far the camera went meanwhile"
+    until(lambda: not lost(), "diagnostics without it")
 
 
 def test_a_fast_camera_loses_frames_but_not_the_trajectory(peer, trajectory):

@@ -2,7 +2,8 @@
 """Two robots side by side, each with a trajectory_node process in its own namespace: what they meet in the field.
 
 The tests follow each other on the same processes: robot2's camera is compressed and its metres come from odometry;
-robot1's camera stops and resumes, its node is killed and started again over a slow model; both end by signals.
+it runs in simulated time, as from a bag that loops. robot1's camera stops and resumes, its node is killed and started
+again over a slow model; both end by signals.
 """
 
 import os
@@ -17,9 +18,10 @@ from geometry_msgs.msg import PoseWithCovarianceStamped
 from nav_msgs.msg import Odometry
 from nav_msgs.msg import Path as PathMessage
 from pixel_pipeline import path, picture
+from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from tf2_msgs.msg import TFMessage
-from wire import CAMERA, LATCHED, START, Peer, Process, module_domain, until
+from wire import CAMERA, LATCHED, START, Peer, Process, module_domain, play_in_step, until
 
 from rays_as_pixels_model.geometry import Intrinsics
 from rays_as_pixels_ros import conversions as c
@@ -31,7 +33,7 @@ METRES = 3.0  # for one metre of the known path, as robot2's wheels count
 class Camera:
     """A camera in a robot's namespace, and what the robot's node says."""
 
-    def __init__(self, peer, robot, compressed=False, intrinsics=CAMERA):
+    def __init__(self, peer, robot, compressed=False, intrinsics=CAMERA, simulated=False):
         self.peer, self.robot, self.compressed, self.intrinsics = peer, robot, compressed, intrinsics
         topic, kind = ("image_raw/compressed", CompressedImage) if compressed else ("image_raw", Image)
         self.image = peer.node.create_publisher(kind, f"{robot}/{topic}", 10)
@@ -39,10 +41,20 @@ class Camera:
         self.odometry = peer.node.create_publisher(Odometry, f"{robot}/odometry_in", 10)
         self.poses = peer.listen(PoseWithCovarianceStamped, f"{robot}/trajectory_node/pose", 100)
         self.stamps = {}
+        self.time = 10**9 if simulated else None
+        self.clock = peer.node.create_publisher(Clock, "/clock", 10) if simulated else None
+
+    def tick(self):
+        """Return a stamp; simulated time goes on by 0.2 s."""
+        if self.clock is None:
+            return self.peer.node.get_clock().now().nanoseconds
+        self.time += 200_000_000
+        self.clock.publish(Clock(clock=c.stamp_message(self.time)))
+        return self.time
 
     def show(self, index):
         """Publish image `index` of the known path and where the wheels say that the robot is."""
-        stamp, frame = self.peer.node.get_clock().now().nanoseconds, f"{self.robot}/camera"
+        stamp, frame = self.tick(), f"{self.robot}/camera"
         rgb = picture(index, self.intrinsics.height, self.intrinsics.width)
         if self.compressed:
             message = CompressedImage(format="png", data=cv2.imencode(".png", rgb)[1].tobytes())
@@ -93,7 +105,7 @@ def robots(peer, tmp_path_factory):
     running = {
         "robot1": start(folder, "robot1", "-p silence_timeout:=1.0"),
         "robot2": start(folder, "robot2", "-p image_transport:=compressed", "-p scale_source:=odometry",
-                        "-r /tf:=tf", "-r /tf_static:=tf_static"),
+                        "-p use_sim_time:=true", "-r /tf:=tf", "-r /tf_static:=tf_static"),
     }  # fmt: skip
     try:
         for process in running.values():
@@ -106,7 +118,7 @@ def robots(peer, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def cameras(peer, robots):
-    made = {"robot1": Camera(peer, "robot1"), "robot2": Camera(peer, "robot2", compressed=True)}
+    made = {"robot1": Camera(peer, "robot1"), "robot2": Camera(peer, "robot2", compressed=True, simulated=True)}
     for camera in made.values():
         wait_for_listeners(camera)
     return made
@@ -127,12 +139,14 @@ def last_status(peer, name):
 
 
 def test_each_has_its_own_frames_topics_and_unit(peer, robots, cameras):
-    for number in range(15):
-        for index, camera in ((number, cameras["robot1"]), (40 - number, cameras["robot2"])):
-            camera.show(index)
-        time.sleep(0.06)
     one, two = cameras["robot1"].poses, cameras["robot2"].poses
-    until(lambda: len(one) >= 15 and len(two) >= 10, f"poses of both\n{robots['robot2'].text()}")
+
+    def show(number):
+        cameras["robot2"].show(40 - number)
+        return cameras["robot1"].show(number)
+
+    play_in_step(show, range(15), one)
+    until(lambda: len(two) >= 2, f"poses of robot2\n{robots['robot2'].text()}")
     assert {pose.header.frame_id for pose in one} == {"robot1/map"}
     assert {pose.header.frame_id for pose in two} == {"robot2/map"}
     # robot1 in the unit of its first window, robot2 in metres of its wheels from where its scale was known.
@@ -158,18 +172,33 @@ def test_each_has_its_own_frames_topics_and_unit(peer, robots, cameras):
     assert np.linalg.eigvalsh(covariance).min() > 0
 
 
+def test_a_bag_that_loops_starts_anew(peer, robots, cameras):
+    camera = cameras["robot2"]
+    camera.time, camera.stamps = 10**9, {}  # the same stamps again
+    camera.poses.clear()
+    for number in range(20, 32):
+        camera.show(number)
+        time.sleep(0.06)
+    until(lambda: len(camera.poses) >= 5, "poses of the second round")
+    assert "time went back by 2.800 s (a bag that loops?): reset" in robots["robot2"].text()
+    assert {c.stamp_ns(pose.header.stamp) for pose in camera.poses} <= set(camera.stamps)
+    found = [c.pose_to_matrix(pose.pose.pose) for pose in (camera.poses[0], camera.poses[-1])]
+    truth = path()[[camera.index(pose) for pose in (camera.poses[0], camera.poses[-1])]]
+    expected = np.linalg.inv(truth[0]) @ truth[1]
+    expected[:3, 3] *= METRES
+    np.testing.assert_allclose(np.linalg.inv(found[0]) @ found[1], expected, atol=1e-5)
+
+
 def test_a_camera_that_stops_is_named_and_may_resume(peer, robots, cameras):
     camera, log = cameras["robot1"], robots["robot1"].text
     camera.poses.clear()
-    until(lambda: "no image on /robot1/image_raw for 1 s" in log(), "the warning")
-    line = next(line for line in log().splitlines() if "no image on" in line)
-    assert "this node asks for sensor_msgs/msg/Image (best effort, volatile, keep last 5)" in line
-    assert "/peer offers sensor_msgs/msg/Image (reliable, volatile" in line
+    warning = (
+        "no image on /robot1/image_raw for 1 s; this node asks for sensor_msgs/msg/Image (best effort, volatile, keep "
+        "last 5); publishers: /peer offers sensor_msgs/msg/Image (reliable, volatile"
+    )
+    until(lambda: warning in log(), f"the warning\n{log()}")
     until(lambda: last_status(peer, "/robot1/trajectory_node")[0] == b"\x01", "a warning in the diagnostics")
-    for number in range(15, 23):
-        camera.show(number)
-        time.sleep(0.06)
-    until(lambda: len(camera.poses) >= 6, "poses after the pause")
+    play_in_step(camera.show, range(15, 23), camera.poses, length=2)
     expected = np.linalg.inv(path()[0]) @ path()[camera.index(camera.poses[-1])]
     expected[:3, 3] *= 0.7
     found = c.pose_to_matrix(camera.poses[-1].pose.pose)

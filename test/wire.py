@@ -44,13 +44,18 @@ def module_domain(offset):
 class Process:
     """A node process with its log."""
 
-    def __init__(self, folder, node, *ros_args, command=(str(HERE / "pixel_pipeline.py"),), environment=None):
+    def __init__(
+        self, folder, node, *ros_args, command=(str(HERE / "pixel_pipeline.py"),), environment=None, session=False
+    ):
         self.log = folder / f"{node}_{time.monotonic_ns()}.log"
         environment = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
         arguments = ["--ros-args", *ros_args] if ros_args else []
         command = [sys.executable, "-u", *command, *node.split(), *arguments]
         with self.log.open("wb") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+            self._process = subprocess.Popen(
+                command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=session
+            )
+        self.pid = self._process.pid
 
     def __enter__(self):
         return self
@@ -172,6 +177,24 @@ def play(peer, numbers, period=0.06, truth=False):
     for number in numbers:
         stamps[peer.show(number, truth=truth)] = number
         time.sleep(period)
+    return stamps
+
+
+def play_in_step(show, numbers, poses, length=5, hop=2):
+    """Show images window by window, waiting for the poses of each, so that a busy machine drops none.
+
+    Args:
+        show: publishes the image of a number; returns its stamp.
+        poses: what the node's pose topic has sent so far; one more comes for each image.
+    Returns:
+        numbers by stamp.
+    """
+    stamps, before = {}, len(poses)
+    for count, number in enumerate(numbers, 1):
+        stamps[show(number)] = number
+        if count >= length and (count - length) % hop == 0:
+            until(lambda wanted=before + count: len(poses) >= wanted, f"{count} poses, got {len(poses) - before}")
+        time.sleep(0.01)
     return stamps
 
 
