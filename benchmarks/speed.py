@@ -36,6 +36,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--repeats", type=integer(1), default=10, help="turns of what is short; the best counts")
     parser.add_argument("--peers", type=integer(0), default=6, metavar="N",
                         help="held-out windows for OpenCV and COLMAP (0: none)")
+    parser.add_argument("--images", action="store_true", help="what a 1920x1080 image costs before it is in a window")
     parser.add_argument("--plot", metavar="FILE", help="draw growth with frames, resolution, steps and views (PNG)")
     parser.add_argument("--json", metavar="FILE", help="write the figures to FILE")
     args = parser.parse_args(argv)
@@ -51,6 +52,10 @@ def main(argv: list[str]) -> int:
         from .peers import compare_poses
 
         report["peers"] = compare_poses(pipe, args.peers, args.steps, CLOCKS[args.clock])
+    if args.images:
+        from .images import measure_images
+
+        report["images"] = measure_images(pipe.config.width, pipe.config.height, CLOCKS[args.clock], args.repeats)
     if args.plot:
         from .growth import measure_growth, plot_growth
 
@@ -251,6 +256,4 @@ def window_flops(config) -> float:
         counter = FlopCounterMode(display=False)
         with counter, torch.no_grad():
             model.transformer(z, r, *times, torch.zeros(1, dtype=torch.int64), config.groups)
-    c = config.transformer
-    products = sum(n for op, n in counter.get_flop_counts()["Global"].items() if "attention" not in str(op))
-    return products + 4 * c.depth * sum(config.tokens) ** 2 * c.width
+    return float(counter.get_total_flops())  # attention, too: on the meta device it is two products

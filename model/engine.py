@@ -69,7 +69,7 @@ def namespace(x: Array) -> Any:
 
 def to_numpy(x: Array) -> np.ndarray:
     """Bring an array of any engine to numpy."""
-    return x if isinstance(x, np.ndarray) else x.detach().cpu().numpy()
+    return x.detach().cpu().numpy() if hasattr(x, "detach") else np.asarray(x)
 
 
 def latent_shapes(

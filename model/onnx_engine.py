@@ -62,14 +62,17 @@ class OnnxEngine:
         graphs = {name: _graph(folder, f"{name}.onnx", about["files"][f"{name}.onnx"]) for name in GRAPHS}
         # The smallest graph finds the provider that works; the others then take it.
         self._sessions, self._shapes, self._lock = {}, {}, threading.Lock()
-        for name in dict.fromkeys(("decode_rays", *GRAPHS)):
-            session, skipped = _session(folder / f"{name}.onnx", graphs[name], chosen, several=name == "velocity")
-            self._sessions[name] = session
+        for name in dict.fromkeys(("decode_rays", *GRAPHS[1:])):
+            self._sessions[name], skipped = _session(folder / f"{name}.onnx", graphs[name], chosen)
             self.skipped.update(skipped)
             chosen = [provider for provider in chosen if provider[0] not in skipped]
-        self.provider: str = self._sessions["velocity"].get_providers()[0]
-        small = self.provider == PROVIDERS[-1] and len(graphs["velocity"]) < _SMALL
-        self._special = (folder / "velocity.onnx", graphs["velocity"], chosen) if small else None
+        self.provider: str = self._sessions["decode_rays"].get_providers()[0]
+        self._velocity = (folder / "velocity.onnx", graphs["velocity"], chosen)
+        self._small = self.provider == PROVIDERS[-1] and len(graphs["velocity"]) < _SMALL
+        # That of a window is made at once: nobody waits for it later, and a bad graph shows here.
+        self._velocity_session(_sizes(1, self.config.groups))
+        if not self._small:
+            self._velocity = None  # its one session is made: the bytes are no longer needed
         self.device = "cpu" if self.provider == PROVIDERS[-1] else f"cuda:{_device_id(device)}"
 
     def on(self, device: Any) -> OnnxEngine:
@@ -134,8 +137,8 @@ class OnnxEngine:
             "images": z[:, :images], "video": z[:, images:], "r": r, "t_z": t_z, "t_r": t_r, "reference": reference,
             "times_z": np.concatenate([times[:, :images], grouped], axis=1), "times_r": times,
         }  # fmt: skip
-        sizes = {"B": len(z), "I": images, "G": len(groups) - images, "L": len(groups), "T": frames}
-        v_z, v_r = self._velocity_session(sizes).run(None, {name: _plain(x) for name, x in feed.items()})
+        session = self._velocity_session(_sizes(len(z), groups))
+        v_z, v_r = session.run(None, {name: _plain(x) for name, x in feed.items()})
         return v_z, v_r
 
     def _velocity_session(self, sizes: dict[str, int]) -> Any:
@@ -143,9 +146,11 @@ class OnnxEngine:
         key = tuple(sizes.values())
         with self._lock:
             if key not in self._shapes:
-                if self._special is None or len(self._shapes) >= _SHAPES:
+                if not self._small or len(self._shapes) >= _SHAPES:
+                    if "velocity" not in self._sessions:
+                        self._sessions["velocity"] = _session(*self._velocity, several=True)[0]
                     return self._sessions["velocity"]
-                self._shapes[key] = _session(*self._special, several=True, sizes=sizes)[0]
+                self._shapes[key] = _session(*self._velocity, several=True, sizes=sizes)[0]
             return self._shapes[key]
 
     def _each(self, graph: str, x: np.ndarray, group: int) -> np.ndarray | None:
@@ -207,7 +212,7 @@ def _graph(folder: Path, name: str, checksum: str) -> bytes:
     return data
 
 
-def _session(path: Path, data: bytes, providers: list[tuple[str, dict]], several: bool,
+def _session(path: Path, data: bytes, providers: list[tuple[str, dict]], several: bool = False,
              sizes: dict[str, int] | None = None) -> tuple[Any, dict[str, str]]:  # fmt: skip
     """Make a session on the first provider that takes the graph; {provider: why not} for those before it.
 
@@ -236,6 +241,12 @@ def _session(path: Path, data: bytes, providers: list[tuple[str, dict]], several
 
 def _groups(layout: Any) -> tuple[int, ...]:
     return tuple(getattr(layout, "groups", layout))
+
+
+def _sizes(batch: int, groups: tuple[int, ...]) -> dict[str, int]:
+    """Sizes of the open axes of the velocity's graph."""
+    images = groups.count(1)
+    return {"B": batch, "I": images, "G": len(groups) - images, "L": len(groups), "T": sum(groups)}
 
 
 def _plain(x: np.ndarray) -> np.ndarray:

@@ -21,6 +21,7 @@ from rays_as_pixels_model.geometry import Intrinsics
 from rays_as_pixels_model.joint import RaysAsPixels
 from rays_as_pixels_model.layout import Layout
 from rays_as_pixels_model.pipeline import Pipeline
+from rays_as_pixels_ros import cli
 
 CAMERA = Intrinsics.from_fov(65, 160, 120)
 
@@ -62,10 +63,12 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def exported(onnx, checkpoint):
-    from rays_as_pixels_model.export import export
-
-    export(checkpoint, checkpoint.with_name("onnx"))
-    return checkpoint.with_name("onnx")
+    folder = checkpoint.with_name("onnx")
+    facts = folder.with_name("facts.json")
+    arguments = ["export", "--checkpoint", str(checkpoint), "--out", str(folder), "--preset", "micro"]
+    assert cli.main([*arguments, "--json", str(facts)]) == 0
+    assert json.loads(facts.read_text()) == json.loads((folder / "config.json").read_text())["onnx"]
+    return folder
 
 
 @pytest.fixture()
