@@ -44,11 +44,9 @@ def module_domain(offset):
 class Process:
     """A node process with its log."""
 
-    def __init__(
-        self, folder, node, *ros_args, command=(str(HERE / "pixel_pipeline.py"),), environment=None, session=False
-    ):
+    def __init__(self, folder, node, *ros_args, command=(str(HERE / "pixel_pipeline.py"),), session=False):
         self.log = folder / f"{node}_{time.monotonic_ns()}.log"
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         arguments = ["--ros-args", *ros_args] if ros_args else []
         command = [sys.executable, "-u", *command, *node.split(), *arguments]
         with self.log.open("wb") as log:
