@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Package rays_as_pixels_ros for pip and colcon; folders get import names that cannot collide in a shared workspace.
 
-`model/` is imported as rays_as_pixels_model and `training/` as rays_as_pixels_training. There is no identity entry for
+`model/` is imported as rays_as_pixels_model, `training/` and `benchmarks/` likewise. There is no identity entry for
 rays_as_pixels_ros in package_dir: colcon's symlink installs fail on one.
 """
 
@@ -11,7 +11,11 @@ from os.path import isdir
 from setuptools import find_packages, setup
 
 NAME = "rays_as_pixels_ros"
-MAPPED = {"rays_as_pixels_model": "model", "rays_as_pixels_training": "training"}
+MAPPED = {
+    "rays_as_pixels_model": "model",
+    "rays_as_pixels_training": "training",
+    "rays_as_pixels_benchmarks": "benchmarks",
+}
 # The .action and .srv texts travel inside embedded_ros, so that a plain `pip install .` finds them and nothing is
 # written to share/rays_as_pixels_interfaces, which belongs to the real interfaces package. A colcon symlink install
 # runs this file in a folder of links without that one; embedded_ros then reads the texts in the checkout.
@@ -21,6 +25,8 @@ INTERFACE_TEXTS = {"embedded_ros.interfaces": "rays_as_pixels_interfaces"} if is
 PEERS = ["evo", "pycolmap"]
 TRAINING = ["tensorboard"]
 WAN = ["diffusers"]
+# Exported models: onnx writes them, onnxruntime (or onnxruntime-gpu in its place) runs them.
+ONNX = ["onnx", "onnxruntime"]
 
 
 def mapped_packages(name, folder):
@@ -79,10 +85,12 @@ setup(
         "test": ["colcon-common-extensions", "hypothesis", "pytest", "pytest-timeout", "pytest-xdist", "ruff"]
         + PEERS
         + TRAINING
-        + WAN,
+        + WAN
+        + ONNX,
         "eval": PEERS,
         "train": TRAINING,
         "wan": WAN,
+        "onnx": ONNX,
         "gpu": ["onnxruntime-gpu"],
     },
     entry_points={

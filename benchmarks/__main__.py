@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 
@@ -16,14 +15,11 @@ def main() -> int:
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
+    from .report import show
     from .training_step import measure, table
 
     report = measure(args.preset, args.batch, args.compile)
-    print(table(report))
-    if args.json:
-        from rays_as_pixels_model.media import write_text
-
-        write_text(args.json, json.dumps(report, indent=1) + "\n")
+    show(report, table(report), args.json)
     return 0
 
 

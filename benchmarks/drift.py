@@ -11,7 +11,6 @@ The stitched path is put on the true one at its first frame, in the unit of the 
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,8 @@ import numpy as np
 
 from rays_as_pixels_model.geometry import Intrinsics, invert, make_pose, rotation_angle_deg, so3_exp
 from rays_as_pixels_ros.stitching import Stitcher
+
+from .report import show
 
 LENGTH, HOP = 5, 2  # of the micro preset and the trajectory node
 _FIRST_SEED = (1 << 40) + 5000  # held-out scenes
@@ -185,11 +186,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     report = measure(args.paths, args.frames, args.checkpoint)
-    print(table(report))
-    if args.json:
-        from rays_as_pixels_model.media import write_text
-
-        write_text(args.json, json.dumps(report, indent=1) + "\n")
+    show(report, table(report), args.json)
     return 0
 
 

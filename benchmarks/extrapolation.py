@@ -9,17 +9,19 @@ time with the frames' places in time squeezed into the span of a trained window 
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import torch
 
 from rays_as_pixels_model.joint import RaysAsPixels
 from rays_as_pixels_model.layout import Layout
-from rays_as_pixels_model.media import write_text
 from rays_as_pixels_model.pipeline import Pipeline
-from rays_as_pixels_training.data.procedural import ClipConfig
-from rays_as_pixels_training.held_out import clip_length, evaluate_pose, evaluate_views, held_out_clips
+from rays_as_pixels_training.eval_pose import find_cameras, pose_report
+from rays_as_pixels_training.eval_views import render_cases, view_report
+from rays_as_pixels_training.held_out import held_out_windows
+from rays_as_pixels_training.perceptual import Weights
+
+from .report import show
 
 SIZES = (
     *((5, 64, 96), (9, 64, 96), (13, 64, 96), (17, 64, 96)),
@@ -33,25 +35,26 @@ def measure(checkpoint: str | None, windows: int) -> list[dict]:
     rows = []
     for frames, height, width in SIZES:
         pipe = Pipeline(trained.model.at(frames=frames, height=height, width=width))
-        config = ClipConfig(frames=clip_length(frames), height=height, width=width)
-        clips = held_out_clips(windows, config)
-        pose = evaluate_pose(pipe, clips, steps=(1,))
-        views = evaluate_views(pipe, clips, steps=(2,))["one_source"] if frames == trained.config.frames else None
-        name = "rays_as_pixels_1_steps"
-        other = None
-        if frames > trained.config.frames:
-            other = evaluate_pose(Pipeline(squeezed(pipe.model, trained.config.frames - 1)), clips, steps=(1,))[name]
+        given = held_out_windows(windows, frames, (width, height))
+        pose = pose_report(find_cameras(pipe, given, ("rays_as_pixels", "identity"), steps=(1,)), given)
+        views = other = None
+        if frames == trained.config.frames:
+            cases = render_cases(pipe, given, ("rays_as_pixels", "copy_nearest"), steps=(2,))
+            views = view_report(pipe, given, cases, Weights())
+        else:
+            short = Pipeline(squeezed(pipe.model, trained.config.frames - 1))
+            other = pose_report(find_cameras(short, given, ("rays_as_pixels",), steps=(1,)), given)["rays_as_pixels"]
         rows.append(
             {
                 "window": f"{frames}x{height}x{width}",
                 "trained": pipe.config == trained.config,
-                "rotation_deg": pose[name]["rotation_error_deg_median"],
+                "rotation_deg": pose["rays_as_pixels"]["rotation_error_deg_median"],
                 "identity_rotation_deg": pose["identity"]["rotation_error_deg_median"],
-                "direction_deg": pose[name]["translation_direction_error_deg_median"],
+                "direction_deg": pose["rays_as_pixels"]["translation_direction_error_deg_median"],
                 "squeezed_rotation_deg": other and other["rotation_error_deg_median"],
                 "squeezed_direction_deg": other and other["translation_direction_error_deg_median"],
-                "view_psnr": views and views[name.replace("1", "2")]["psnr"],
-                "copy_psnr": views and views["copy_nearest"]["psnr"],
+                "view_psnr": views and views["rays_as_pixels"]["one_source"]["psnr"],
+                "copy_psnr": views and views["copy_nearest"]["one_source"]["psnr"],
             }
         )
         print(rows[-1], flush=True)
@@ -97,9 +100,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     rows = measure(args.checkpoint, args.windows)
-    print(table(rows))
-    if args.json:
-        write_text(args.json, json.dumps(rows, indent=1) + "\n")
+    show(rows, table(rows), args.json)
     return 0
 
 

@@ -86,13 +86,13 @@ def main(argv: list[str] | None = None) -> int:
     """Run the benchmark; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.guidance", description=__doc__)
     parser.add_argument("--checkpoint", help="folder (default: the one shipped)")
-    parser.add_argument("--windows", type=int, default=48)
+    parser.add_argument("--windows", type=int, default=48, help="views of the guidance table (default 48)")
+    parser.add_argument("--loops", type=int, default=16, help="windows of the closed loops (default 16)")
     args = parser.parse_args(argv)
     pipe = Pipeline.from_checkpoint(args.checkpoint, "cpu")
     size = ClipConfig(frames=clip_length(pipe.config.frames), height=pipe.config.height, width=pipe.config.width)
-    clips = render_held_out(args.windows, size)
-    guidance(pipe, clips)
-    loop(pipe, clips)
+    guidance(pipe, render_held_out(args.windows, size))
+    loop(pipe, render_held_out(args.loops, size))
     return 0
 
 

@@ -9,7 +9,6 @@ machine does meets all of them alike. The peak is the best product of the whole 
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import time
 from pathlib import Path
@@ -19,8 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from rays_as_pixels_model.config import ATTENTIONS, ConfigError, preset
 from rays_as_pixels_model.joint import RaysAsPixels
-from rays_as_pixels_model.media import write_text
 
+from .report import show
 from .training_step import gemm_peak
 
 SIZES = ((5, 32, 48), (9, 64, 96), (17, 64, 96), (17, 96, 128), (17, 128, 192))
@@ -166,9 +165,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     report = measure(args.preset, SIZES[: args.largest], args.repeats, args.device)
-    print(table(report))
-    if args.json:
-        write_text(args.json, json.dumps(report, indent=1) + "\n")
+    show(report, table(report), args.json)
     return 0
 
 

@@ -10,6 +10,7 @@ from .messages import message_class
 from .qos import QoSProfile, qos_profile_action_status_default, qos_profile_services_default
 from .services import Service
 from .task import Future
+from .unsupported import lacks
 
 ACCEPTED, EXECUTING, CANCELING, SUCCEEDED, CANCELED, ABORTED = 1, 2, 3, 4, 5, 6
 _ACTIVE = (ACCEPTED, EXECUTING, CANCELING)
@@ -129,6 +130,10 @@ class _ResultService(Service):
         handle.result_future.add_done_callback(reply)
 
 
+@lacks(
+    "action_type", "add_future", "add_to_wait_set", "execute", "get_num_entities", "is_ready", "notify_goal_done",
+    "remove_future", "take_data",
+)  # fmt: skip
 class ActionServer:
     """Serve an action."""
 

@@ -10,6 +10,7 @@ from .action import ACCEPTED
 from .messages import message_class
 from .qos import QoSProfile, qos_profile_action_status_default, qos_profile_services_default
 from .task import Future
+from .unsupported import lacks
 
 _UUID = "unique_identifier_msgs/msg/UUID"
 
@@ -43,6 +44,7 @@ class ClientGoalHandle:
         return future.result()
 
 
+@lacks("add_future", "add_to_wait_set", "execute", "get_num_entities", "is_ready", "remove_future", "take_data")
 class ActionClient:
     """Send goals to an action server."""
 

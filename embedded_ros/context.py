@@ -15,6 +15,7 @@ from .arguments import RosArguments
 from .graph import Graph
 from .logging import get_logger
 from .messages import user_data
+from .unsupported import lacks
 
 _logger = get_logger("embedded_ros")
 # rmw_cyclonedds' own limits break images into 1.3 kB datagrams; a lost one loses the image. A user's URI comes later
@@ -45,6 +46,7 @@ class RCLError(RuntimeError):
     """A call that rcl would refuse."""
 
 
+@lacks("destroy", "handle")
 class Context:
     """One life of ROS in this process: a participant, its graph, and the nodes on it."""
 

@@ -20,7 +20,12 @@ _TIME = (Nodetype.NAME, "builtin_interfaces/msg/Time")
 _UUID = (Nodetype.NAME, "unique_identifier_msgs/msg/UUID")
 _EMPTY_FIELD = ("structure_needs_at_least_one_member", (Nodetype.BASE, ("uint8", 0)))
 # Defaults that the standard .msg files state; rosbags' store does not keep them.
-_DEFAULTS = {"geometry_msgs/msg/Quaternion": {"w": 1.0}}
+_DEFAULTS = {
+    "geometry_msgs/msg/Quaternion": {"x": 0.0, "y": 0.0, "z": 0.0, "w": 1.0},
+    "rcl_interfaces/msg/ParameterDescriptor": {"read_only": False, "dynamic_typing": False},
+    "sensor_msgs/msg/NavSatStatus": {"status": -2},
+    "type_description_interfaces/msg/FieldType": {"type_id": 0},
+}
 
 # rosbags holds no services. These are the published definitions of the ones that nodes here use.
 _SERVICES = {

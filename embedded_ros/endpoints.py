@@ -9,6 +9,7 @@ from . import wire
 from .context import RCLError
 from .messages import deserialize, serialize, user_data, warm
 from .qos import to_dds
+from .unsupported import lacks
 
 
 class TimerInfo:
@@ -36,6 +37,7 @@ class Entity:
         return None
 
 
+@lacks("assert_liveliness", "handle", "logger_name")
 class Publisher:
     """Publish messages on a topic."""
 
@@ -79,10 +81,6 @@ class Publisher:
             if end is not None and time.monotonic_ns() >= end:
                 return False
 
-    def assert_liveliness(self):
-        """Not supported."""
-        raise NotImplementedError("embedded_ros: assert_liveliness is not supported")
-
     def incompatible_peers(self):
         """Number of subscriptions that asked for a QoS which this publisher does not offer."""
         return self._writer.entity.get_offered_incompatible_qos_status().total_count
@@ -99,6 +97,7 @@ class MessageInfo(dict):
     """What a two-argument subscription callback gets beside the message."""
 
 
+@lacks("handle", "logger_name")
 class Subscription(Entity):
     """Call a function with each message of a topic."""
 
@@ -151,6 +150,7 @@ class Subscription(Entity):
             self._reader.close()
 
 
+@lacks("handle", "time_since_last_call")
 class Timer(Entity):
     """Call a function at a fixed period of a clock."""
 
@@ -230,6 +230,7 @@ class Timer(Entity):
             self._node.forget(self)
 
 
+@lacks("handle")
 class GuardCondition(Entity):
     """Call a function in the executor when triggered from anywhere."""
 

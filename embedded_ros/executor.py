@@ -14,6 +14,7 @@ from collections import deque
 from . import wire
 from .context import NotInitializedException, get_default_context
 from .task import Task, Workers
+from .unsupported import lacks
 
 _SLICE = 0.1  # seconds; a signal is not seen during a wait
 
@@ -78,6 +79,7 @@ class MutuallyExclusiveCallbackGroup(CallbackGroup):
     exclusive = True
 
 
+@lacks("can_execute", "wait_for_ready_callbacks")
 class Executor:
     """Base of the executors; also a context manager that shuts down on leaving."""
 

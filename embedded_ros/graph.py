@@ -3,8 +3,10 @@
 
 import threading
 import time
+from enum import IntEnum
 
 from cyclonedds.builtin import BuiltinDataReader, BuiltinTopicDcpsPublication, BuiltinTopicDcpsSubscription
+from cyclonedds.qos import Policy
 
 from . import wire
 from .messages import deserialize, message_class, serialize, user_data
@@ -14,12 +16,30 @@ _INFO = "rmw_dds_common/msg/ParticipantEntitiesInfo"
 _ALIVE = 16
 
 
-class TopicEndpointInfo:
-    """One publisher or subscription on the network, as get_publishers_info_by_topic gives it."""
+class NodeNameNonExistentError(RuntimeError):
+    """No node of that name is on the network."""
 
-    def __init__(self, node_name, node_namespace, topic_type, endpoint_gid, qos_profile):
+
+class TopicEndpointTypeEnum(IntEnum):
+    """What a TopicEndpointInfo is about."""
+
+    INVALID = 0
+    PUBLISHER = 1
+    SUBSCRIPTION = 2
+
+
+class TopicEndpointInfo:
+    """One publisher or subscription on the network, as get_publishers_info_by_topic gives it.
+
+    `topic_type_hash` is the text RIHS01_... that the other side states, or "INVALID".
+    """
+
+    def __init__(
+        self, node_name, node_namespace, topic_type, topic_type_hash, endpoint_type, endpoint_gid, qos_profile
+    ):
         self.node_name, self.node_namespace = node_name, node_namespace
-        self.topic_type, self.endpoint_gid, self.qos_profile = topic_type, endpoint_gid, qos_profile
+        self.topic_type, self.topic_type_hash, self.endpoint_type = topic_type, topic_type_hash, endpoint_type
+        self.endpoint_gid, self.qos_profile = endpoint_gid, qos_profile
 
     def __repr__(self):
         return f"TopicEndpointInfo({self.node_namespace} {self.node_name}, {self.topic_type}, {self.qos_profile})"
@@ -126,18 +146,38 @@ class Graph:
                 if endpoint.topic_name == dds_topic:
                     known = self._others.get(endpoint.participant_key.bytes, {})
                     namespace, name = known.get(gid, ("_NODE_NAMESPACE_UNKNOWN_", "_NODE_NAME_UNKNOWN_"))
-                    type_name = ros_type(endpoint.type_name)
-                    found.append(TopicEndpointInfo(name, namespace, type_name, list(gid), from_dds(endpoint.qos)))
+                    kind = TopicEndpointTypeEnum.PUBLISHER if writers else TopicEndpointTypeEnum.SUBSCRIPTION
+                    type_name, stated = ros_type(endpoint.type_name), user_values(endpoint.qos)
+                    found.append(
+                        TopicEndpointInfo(
+                            name, namespace, type_name, stated.get("typehash", "INVALID"), kind, list(gid),
+                            from_dds(endpoint.qos),
+                        )
+                    )  # fmt: skip
             return found
 
-    def topics(self, prefix="rt/"):
-        """Return {ROS topic name: sorted type names} of all endpoints whose DDS topic starts with `prefix`."""
+    def topics(self, prefix="rt/", node=None, writers=(True, False)):
+        """Return {ROS topic name: sorted type names} of the endpoints whose DDS topic starts with `prefix`.
+
+        Args:
+            node: (name, namespace) of the node that must own them; None for all nodes.
+            writers: (True,) only writers, (False,) only readers.
+
+        Raises:
+            NodeNameNonExistentError: no such node on the network.
+        """
         with self._lock:
             self._update()
             found = {}
-            for endpoints in self._endpoints.values():
-                for endpoint in endpoints.values():
-                    if endpoint.topic_name.startswith(prefix):
+            wanted = None if node is None else (node[1], node[0])
+            if wanted is not None and not any(wanted in nodes for nodes in self._node_names.values()):
+                raise NodeNameNonExistentError(
+                    f"Cannot get the endpoints of node '{node[0]}' in '{node[1]}': not found"
+                )
+            for is_writer in writers:
+                for gid, endpoint in self._endpoints[is_writer].items():
+                    owner = self._others.get(endpoint.participant_key.bytes, {}).get(gid)
+                    if endpoint.topic_name.startswith(prefix) and wanted in (None, owner):
                         name = endpoint.topic_name[len(prefix) - 1 :]
                         found.setdefault(name, set()).add(ros_type(endpoint.type_name))
             return {name: sorted(types) for name, types in sorted(found.items())}
@@ -162,6 +202,13 @@ class Graph:
         """Delete the endpoints of the graph."""
         self._writer.close()
         self._reader.close()
+
+
+def user_values(qos):
+    """Return {key: value} of the `key=value;` texts in the USER_DATA of a discovered endpoint's QoS."""
+    policy = qos[Policy.Userdata] if qos is not None else None
+    text = policy.data.decode(errors="replace") if policy else ""
+    return dict(part.split("=", 1) for part in text.split(";") if "=" in part)
 
 
 def ros_type(dds_type):

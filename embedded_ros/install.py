@@ -6,6 +6,8 @@ import sys
 import types
 import warnings
 
+from .unsupported import Missing
+
 _state = {"runtime": None}
 
 
@@ -62,17 +64,13 @@ def _install_diagnostic_updater():
     _module("diagnostic_updater", _public(own, "Updater", "DiagnosticStatusWrapper"))
 
 
-class _Missing(AttributeError, NotImplementedError):
-    """An attribute that embedded_ros lacks; an AttributeError too, so that hasattr and `from x import y` work."""
-
-
 class _Module(types.ModuleType):
     """A module that names what it lacks."""
 
     def __getattr__(self, name):
         if name.startswith("__"):
             raise AttributeError(name)
-        raise _Missing(f"embedded_ros: {self.__name__}.{name} is not supported")
+        raise Missing(f"embedded_ros: {self.__name__}.{name} is not supported")
 
 
 class _LazyTypes(types.ModuleType):
@@ -152,6 +150,7 @@ def _install_all():
         endpoints,
         executor,
         facade,
+        graph,
         lifecycle,
         logging,
         node,
@@ -199,7 +198,10 @@ def _install_all():
         "serialization": _public(facade, "serialize_message", "deserialize_message"),
         "action": {**_all_of(action), "ActionClient": action_client.ActionClient},
         "lifecycle": _all_of(lifecycle),
-        "_rclpy_pybind11": {"RCLError": context.RCLError},
+        "topic_endpoint_info": _public(graph, "TopicEndpointInfo", "TopicEndpointTypeEnum"),
+        "_rclpy_pybind11": {
+            "RCLError": context.RCLError, "NodeNameNonExistentError": graph.NodeNameNonExistentError,
+        },
     }  # fmt: skip
     for name, contents in submodules.items():
         _module(f"rclpy.{name}", contents, package=name in ("action", "lifecycle"))

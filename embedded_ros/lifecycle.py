@@ -7,6 +7,7 @@ from enum import IntEnum
 
 from .messages import message_class, service_class
 from .node import Node
+from .unsupported import lacks
 
 UNCONFIGURED, INACTIVE, ACTIVE, FINALIZED = 1, 2, 3, 4
 _NAMES = {
@@ -100,6 +101,7 @@ class SimpleManagedEntity(ManagedEntity):
         return self._enabled
 
 
+@lacks("handle", "logger_name", "when_enabled")
 class LifecyclePublisher(SimpleManagedEntity):
     """A publisher that publishes only while its node is active."""
 

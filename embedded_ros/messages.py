@@ -99,7 +99,7 @@ def _make_class(full_name):
     def represent(self):
         def text(field):
             value = getattr(self, field.name)
-            return repr(value.tolist()) if hasattr(value, "dtype") else repr(value)
+            return repr(value.tolist()) if field.is_numeric_many and field.is_sequence else repr(value)
 
         return f"{package}.{kind}.{name}({', '.join(f'{f.name}={text(f)}' for f in public)})"
 
@@ -119,6 +119,7 @@ def _make_class(full_name):
     namespace.update({f.wire_name: _wire_property(f) for f in fields if f.differs_on_wire})
     for constant, base, value in constants:
         namespace[constant] = bytes([value]) if base == "byte" else value
+    namespace.update({f"{f.name.upper()}__DEFAULT": f.default(stated[f.name]) for f in public if f.name in stated})
     cls = _MessageType(name, (), namespace)
     cls._from_wire = staticmethod(_wire_constructor(cls, fields))
     return cls

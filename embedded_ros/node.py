@@ -10,15 +10,21 @@ from .endpoints import GuardCondition, Publisher, Rate, Subscription, Timer
 from .executor import MutuallyExclusiveCallbackGroup
 from .logging import get_logger
 from .names import check_namespace, check_node_name
+from .node_graph import NodeGraph
 from .node_parameters import NodeParameters
 from .parameters import ParameterSet
 from .qos import qos_profile_services_default, to_profile
 from .rosout import RosoutPublisher
 from .services import Client, Service
 from .time import ROSClock
+from .unsupported import lacks
 
 
-class Node(NodeParameters):
+@lacks(
+    "add_pre_set_parameters_callback", "remove_pre_set_parameters_callback", "add_waitable", "remove_waitable",
+    "waitables", "guards", "handle", "get_node_names_and_namespaces_with_enclaves",
+)  # fmt: skip
+class Node(NodeGraph, NodeParameters):
     """A node: a named owner of publishers, subscriptions, timers, services, clients and parameters."""
 
     def __init__(
@@ -102,11 +108,6 @@ class Node(NodeParameters):
         self._executor = weakref.ref(executor) if executor is not None else None
         if old is not None and old is not executor and self in old.get_nodes():
             old.remove_node(self)
-
-    @property
-    def handle(self):
-        """Not supported."""
-        raise NotImplementedError("embedded_ros: Node.handle is not supported")
 
     # -- making things ---------------------------------------------------------------------------------------------
     def _add(self, entity, executable=True):
@@ -226,61 +227,6 @@ class Node(NodeParameters):
 
     def __exit__(self, *_):
         self.destroy_node()
-
-    # -- the graph -------------------------------------------------------------------------------------------------
-    @property
-    def publishers(self):
-        """The publishers of this node."""
-        return (entity for entity in list(self._publishers) if isinstance(entity, Publisher))
-
-    @property
-    def subscriptions(self):
-        """The subscriptions of this node."""
-        return (entity for entity in self.entities() if isinstance(entity, Subscription))
-
-    @property
-    def timers(self):
-        """The timers of this node."""
-        return (entity for entity in self.entities() if isinstance(entity, Timer))
-
-    def count_publishers(self, topic_name):
-        """Return the number of publishers of a topic on the network."""
-        return len(self.get_publishers_info_by_topic(topic_name))
-
-    def count_subscribers(self, topic_name):
-        """Return the number of subscriptions of a topic on the network."""
-        return len(self.get_subscriptions_info_by_topic(topic_name))
-
-    def get_publishers_info_by_topic(self, topic_name, no_mangle=False):
-        """List the publishers of a topic with node, type and QoS."""
-        return self._context.graph.endpoints("rt" + self.resolve_topic_name(topic_name), True)
-
-    def get_subscriptions_info_by_topic(self, topic_name, no_mangle=False):
-        """List the subscriptions of a topic with node, type and QoS."""
-        return self._context.graph.endpoints("rt" + self.resolve_topic_name(topic_name), False)
-
-    def get_topic_names_and_types(self, no_demangle=False):
-        """List (topic, types) of all topics."""
-        return list(self._context.graph.topics().items())
-
-    def get_service_names_and_types(self):
-        """List (service, types) of all services."""
-        found = self._context.graph.topics("rq/")
-        return [
-            (name.removesuffix("Request"), [t.removesuffix("_Request") for t in types]) for name, types in found.items()
-        ]
-
-    def get_node_names(self):
-        """List the names of all nodes."""
-        return [name for name, _ in self._context.graph.nodes()]
-
-    def get_node_names_and_namespaces(self):
-        """List (name, namespace) of all nodes."""
-        return self._context.graph.nodes()
-
-    def wait_for_node(self, fully_qualified_node_name, timeout):
-        """Wait up to `timeout` seconds for a node."""
-        return self._context.graph.wait_for_nodes(fully_qualified_node_name, timeout)
 
     # -- /rosout ---------------------------------------------------------------------------------------------------
     def _start_rosout(self):

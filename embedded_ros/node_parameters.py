@@ -122,9 +122,21 @@ class NodeParameters:
         """Return the descriptors of parameters."""
         return [self.describe_parameter(name) for name in names]
 
+    def set_descriptor(self, name, descriptor, alternative_value=None):
+        """Give a parameter another descriptor (and value); returns its value."""
+        return self._parameters.describe(name, descriptor, alternative_value)
+
+    def list_parameters(self, prefixes, depth):
+        """Return a ListParametersResult: names below `prefixes` (all if empty), `depth` levels (0: all)."""
+        return self._parameters.listing(prefixes, depth)
+
     def get_parameter_type(self, name):
         """Return the type of a parameter."""
         return self._parameters.get(name).type_
+
+    def get_parameter_types(self, names):
+        """Return the types of parameters."""
+        return [self._parameters.get(name).type_ for name in names]
 
     def add_on_set_parameters_callback(self, callback):
         """Ask `callback(parameters)` for a SetParametersResult before each change."""
@@ -141,10 +153,6 @@ class NodeParameters:
     def remove_post_set_parameters_callback(self, callback):
         """Undo add_post_set_parameters_callback."""
         self._parameters.post_set.remove(callback)
-
-    def add_pre_set_parameters_callback(self, callback):
-        """Not supported."""
-        raise NotImplementedError("embedded_ros: add_pre_set_parameters_callback is not supported")
 
     # -- the services that `ros2 param` uses -----------------------------------------------------------------------
     def _start_parameter_services(self):
@@ -186,20 +194,7 @@ class NodeParameters:
             return _refused(str(error))
 
     def _serve_list(self, request, response):
-        for name in sorted(self._parameters.values):
-            if not request.prefixes:
-                fits = not request.depth or name.count(".") < request.depth
-            else:
-                fits = any(
-                    (name == prefix or name.startswith(prefix + "."))
-                    and (not request.depth or name[len(prefix) :].count(".") <= request.depth)
-                    for prefix in request.prefixes
-                )
-            if fits:
-                response.result.names.append(name)
-                prefix = name.rpartition(".")[0]
-                if prefix and prefix not in response.result.prefixes:
-                    response.result.prefixes.append(prefix)
+        response.result = self._parameters.listing(request.prefixes, request.depth)
         return response
 
     def _serve_describe(self, request, response):

@@ -181,6 +181,38 @@ class ParameterSet:
         self._tell([parameter])
         return parameter
 
+    def describe(self, name, descriptor, alternative=None):
+        """Replace the descriptor of a declared parameter, and its value if one is given; returns the value."""
+        parameter = self.get(name)
+        if alternative is not None:
+            parameter = Parameter(name, value=alternative)
+        reason = _range_error(parameter, descriptor)
+        if reason:
+            raise InvalidParameterValueException(name, parameter.value, reason)
+        descriptor.name = name
+        descriptor.type = descriptor.type or self.descriptors[name].type
+        self.values[name], self.descriptors[name] = parameter, descriptor
+        return parameter.get_parameter_value()
+
+    def listing(self, prefixes, depth):
+        """Return a ListParametersResult; names are separated by dots."""
+        result = _message("ListParametersResult")
+        for name in sorted(self.values):
+            if not prefixes:
+                fits = not depth or name.count(".") < depth
+            else:
+                fits = any(
+                    (name == prefix or name.startswith(prefix + "."))
+                    and (not depth or name[len(prefix) :].count(".") <= depth)
+                    for prefix in prefixes
+                )
+            if fits:
+                result.names.append(name)
+                prefix = name.rpartition(".")[0]
+                if prefix and prefix not in result.prefixes:
+                    result.prefixes.append(prefix)
+        return result
+
     def _ask(self, parameters):
         for callback in list(self.on_set):
             result = callback(parameters)

@@ -7,6 +7,7 @@ from cyclonedds.core import Qos
 from cyclonedds.qos import Policy
 
 from .time import Duration
+from .unsupported import lacks
 
 _INFINITE = 2**63 - 1
 
@@ -74,6 +75,7 @@ class InvalidQoSProfileException(Exception):
     """A profile lacks its history depth."""
 
 
+@lacks("get_c_qos_profile")
 class QoSProfile:
     """Quality of service of a publisher, subscription, client or service."""
 

@@ -10,14 +10,14 @@ import struct
 import threading
 import time
 
-from cyclonedds.qos import Policy
-
 from . import wire
 from .context import RCLError
 from .endpoints import Entity
+from .graph import user_values
 from .messages import deserialize, serialize, warm
 from .qos import to_dds
 from .task import Future
+from .unsupported import lacks
 
 _HEADER = struct.Struct("<Qq")
 
@@ -29,13 +29,7 @@ def _unique_id():
 
 def _ids(endpoint, key):
     """Return the value of `key=...;` in the USER_DATA of a discovered endpoint, or None."""
-    policy = endpoint.qos[Policy.Userdata] if endpoint is not None and endpoint.qos is not None else None
-    text = policy.data.decode(errors="replace") if policy else ""
-    for part in text.split(";"):
-        name, found, value = part.partition("=")
-        if found and name == key:
-            return value
-    return None
+    return user_values(endpoint.qos).get(key) if endpoint is not None else None
 
 
 def _pair(participant, srv_type, name, qos, own, reads_requests):
@@ -51,6 +45,7 @@ def _pair(participant, srv_type, name, qos, own, reads_requests):
     return writer, reader
 
 
+@lacks("configure_introspection", "handle", "logger_name", "send_response")
 class Service(Entity):
     """Answer requests with a function `callback(request, response) -> response`."""
 
@@ -121,6 +116,7 @@ class Service(Entity):
             self._writer.close()
 
 
+@lacks("configure_introspection", "get_pending_request", "handle", "logger_name")
 class Client(Entity):
     """Send requests to a service."""
 

@@ -5,7 +5,10 @@ import inspect
 import queue
 import threading
 
+from .unsupported import lacks
 
+
+@lacks("remove_done_callback")
 class Future:
     """A value that comes later. It may be awaited in a callback, or waited for with spin_until_future_complete."""
 
@@ -76,6 +79,7 @@ class Future:
             return self._condition.wait_for(self.done, timeout)
 
 
+@lacks("executing")
 class Task(Future):
     """Run `handler(*args)`; a coroutine goes on when what it awaits is done. `resume(task)` queues it again."""
 

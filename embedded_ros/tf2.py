@@ -21,8 +21,14 @@ from .tf2_track import (
     invert,
 )
 from .time import Duration, Time
+from .unsupported import lacks
 
 
+@lacks(
+    "can_transform_core", "can_transform_full", "can_transform_full_core", "get_latest_common_time",
+    "lookupVelocityCore", "lookupVelocityFullCore", "lookup_transform_core", "lookup_transform_full_async",
+    "lookup_transform_full_core", "time_jump_callback", "transform_full", "wait_for_transform_full_async",
+)  # fmt: skip
 class Buffer:
     """Transforms over the last `cache_time` (10 s), asked for by frame names and time."""
 

@@ -6,6 +6,7 @@ import time as _time
 from enum import IntEnum
 
 from .messages import message_class
+from .unsupported import lacks
 
 _SECOND = 1_000_000_000
 
@@ -19,6 +20,7 @@ class ClockType(IntEnum):
     STEADY_TIME = 3
 
 
+@lacks("get_c_duration")
 class Duration:
     """A span of time."""
 
@@ -145,6 +147,7 @@ class Time:
         return self._comparable(other) and self._nanoseconds >= other.nanoseconds
 
 
+@lacks("create_jump_callback", "handle", "set_ros_time_override")
 class Clock:
     """A clock; the one of a node is a ROS clock, which follows /clock under use_sim_time."""
 

@@ -33,17 +33,18 @@ def nodes(context):
     for name in ("checkpoint", "device", "image_transport"):
         if value[name].perform(context):
             given[name] = ParameterValue(value[name], value_type=str)
+    remappings = [
+        ("image_raw", value["image"]),
+        ("image_raw/compressed", [value["image"], "/compressed"]),
+        ("camera_info", value["camera_info"]),
+    ]
     return [
         Node(
             package="rays_as_pixels_ros",
             executable="rays_as_pixels",
             namespace=value["namespace"],
             parameters=[value["params_file"], given],
-            remappings=[
-                ("image_raw", value["image"]),
-                ("image_raw/compressed", [value["image"], "/compressed"]),
-                ("camera_info", value["camera_info"]),
-            ],
+            remappings=remappings,
             arguments=["--ros-args", "--log-level", value["log_level"]],
             output="screen",
         ),
@@ -53,6 +54,7 @@ def nodes(context):
             namespace=value["namespace"],
             arguments=["-d", PathJoinSubstitution([SHARE, "config", "rays_as_pixels.rviz"])],
             parameters=[{"use_sim_time": given["use_sim_time"]}],
+            remappings=remappings,
             condition=IfCondition(value["rviz"]),
         ),
     ]

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-# The checkpoint's room imports torch, which a node over another model does without.
+from .checkpoint_folder import CheckpointError, read_config
 from .geometry import sample_covariance
 from .media import write_text
 
@@ -61,8 +61,6 @@ def read_calibration(checkpoint: Path | str | None) -> Calibration:
     Raises:
         CheckpointError: it cannot be read.
     """
-    from .checkpoint import CheckpointError, read_config
-
     folder = read_config(checkpoint)[0]
     found = json.loads((folder / "config.json").read_text()).get("calibration")
     if found is None:
@@ -80,8 +78,6 @@ def _positive(value: object) -> bool:
 
 def write_calibration(checkpoint: Path | str | None, calibration: Calibration) -> Path:
     """Keep what was measured in a checkpoint's config.json; returns that file."""
-    from .checkpoint import read_config
-
     path = read_config(checkpoint)[0] / "config.json"
     about = json.loads(path.read_text())
     about["calibration"] = asdict(calibration)

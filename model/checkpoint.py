@@ -9,28 +9,31 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from importlib import resources
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from .config import ConfigError, ModelConfig
+from .checkpoint_folder import FORMAT, WEIGHTS, CheckpointError, default_checkpoint, read_config
 from .joint import RaysAsPixels
 
-FORMAT = 1
-_WEIGHTS = "model.safetensors"
-_FILES = {"config.json", _WEIGHTS, "README.md"}
+__all__ = ["CheckpointError", "default_checkpoint", "load_checkpoint", "read_config", "save_checkpoint"]
+
+_FILES = {"config.json", WEIGHTS, "README.md"}
 
 
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be used; one line with what is wrong and what would be right."""
-
-
-def default_checkpoint() -> Path:
-    """Return the folder of the checkpoint that ships with the package."""
-    return Path(str(resources.files(__package__) / "weights" / "default"))
+def torch_device(name: str) -> str:
+    """Resolve 'auto' (a GPU if there is one), 'cpu', 'cuda' or 'cuda:1'; raises ValueError if it is not here."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        kind = torch.device(name).type
+    except RuntimeError:
+        raise ValueError(f"device must be 'auto', 'cpu' or 'cuda', got {name!r}") from None
+    if kind not in ("cpu", "cuda") or (kind == "cuda" and not torch.cuda.is_available()):
+        raise ValueError(f"device {name!r} is not here; use 'cpu' or 'auto'")
+    return name
 
 
 def save_checkpoint(folder: Path | str, model: RaysAsPixels, card: str, training: dict | None = None) -> Path:
@@ -43,8 +46,8 @@ def save_checkpoint(folder: Path | str, model: RaysAsPixels, card: str, training
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    save_file(state, temporary / _WEIGHTS)
-    (temporary / _WEIGHTS).chmod(0o644)  # safetensors makes it readable by its owner only
+    save_file(state, temporary / WEIGHTS)
+    (temporary / WEIGHTS).chmod(0o644)  # safetensors makes it readable by its owner only
     about = {"format": FORMAT, "model": model.config.to_dict(), "training": training or {}}
     (temporary / "config.json").write_text(json.dumps(about, indent=1) + "\n")
     (temporary / "README.md").write_text(card)
@@ -55,26 +58,6 @@ def save_checkpoint(folder: Path | str, model: RaysAsPixels, card: str, training
     os.replace(temporary, folder)
     shutil.rmtree(old, ignore_errors=True)
     return folder
-
-
-def read_config(folder: Path | str | None) -> tuple[Path, ModelConfig, dict]:
-    """Return (folder, model config, training facts) of a checkpoint without its weights."""
-    folder = default_checkpoint() if folder is None else Path(folder)
-    if not folder.is_dir():
-        what = "is a file" if folder.is_file() else "does not exist"
-        raise CheckpointError(f"checkpoint {folder} {what}; give a folder that holds config.json and {_WEIGHTS}")
-    about = folder / "config.json"
-    if not about.is_file():
-        raise CheckpointError(
-            f"checkpoint {folder} has no config.json; give a folder that holds config.json and {_WEIGHTS}"
-        )
-    try:
-        data = json.loads(about.read_text())
-        if data.get("format") != FORMAT:
-            raise CheckpointError(f"checkpoint {folder} has format {data.get('format')!r}; this version reads {FORMAT}")
-        return folder, ModelConfig.from_dict(data["model"]), data.get("training", {})
-    except (json.JSONDecodeError, UnicodeDecodeError, ConfigError, KeyError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"{about} is not a checkpoint config: {error}") from None
 
 
 def load_checkpoint(
@@ -91,9 +74,9 @@ def load_checkpoint(
     folder, config, _ = read_config(folder)
     if preset is not None and config.preset != preset:
         raise CheckpointError(f"checkpoint {folder} is of preset {config.preset!r}, but {preset!r} was asked for")
-    weights = folder / _WEIGHTS
+    weights = folder / WEIGHTS
     if not weights.is_file():
-        raise CheckpointError(f"checkpoint {folder} has no {_WEIGHTS} (pickled .pt and .bin files are never read)")
+        raise CheckpointError(f"checkpoint {folder} has no {WEIGHTS} (pickled .pt and .bin files are never read)")
     try:
         state = load_file(weights)
     except (SafetensorError, OSError) as error:

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from .comparison import psnr, ssim
-from .features import FeatureError, Features, frechet_distance
+from .engine import to_numpy
 from .geometry import GeometryError, Intrinsics, fit_frames, rotation_angle_deg
 from .raxels import make_raxels
 from .results import LoopReport, TrajectoryEstimate
@@ -57,6 +56,9 @@ def close_the_loop(pipe: Pipeline, frames: np.ndarray, intrinsics: Intrinsics, p
         raise ValueError("close_the_loop needs an estimate whose reference is frame 0, got one of another frame")
     if estimate is not None and len(windows) != 1:
         raise ValueError(f"an estimate belongs to one window, got {len(windows)} windows")
+    if image_features is not None or video_features is not None:
+        from .features import FeatureError, Features, frechet_distance  # needs torch, which an ONNX engine does not
+
     if video_features is not None and len(windows) < 2:
         raise FeatureError(f"FVD needs at least 2 windows, got {len(windows)}")
     images = None if image_features is None else Features(image_features, pipe.device)
@@ -88,11 +90,11 @@ def _one(pipe: Pipeline, window: np.ndarray, intrinsics: Intrinsics, pose_steps:
         estimate = pipe.estimate_trajectory(given, camera, pose_steps, seed=seed)
     T = estimate.T_reference_camera
     views, (height, width) = len(T) - 1, given.shape[1:3]
-    raxels = torch.from_numpy(make_raxels(T, camera, height // 2, width // 2)).to(pipe.device)
-    pairs = torch.stack([raxels[:1].expand(views, -1, -1, -1), raxels[1:]], dim=1)          # (V, 2, h, w, 3)
-    source = torch.from_numpy(given[:1]).to(pipe.device).float() * (2 / 255) - 1
-    generator = torch.Generator().manual_seed(seed)
-    made = pipe.render_batch(source.expand(views, 1, -1, -1, -1), pairs, view_steps, generator)[:, 0]
-    rendered = ((made + 1) * 127.5).round().to(torch.uint8).cpu().numpy()
+    raxels = make_raxels(T, camera, height // 2, width // 2)
+    pairs = np.stack([np.tile(raxels[:1], (views, 1, 1, 1)), raxels[1:]], axis=1)           # (V, 2, h, w, 3)
+    sources = np.tile(given[None, :1].astype(np.float32) * np.float32(2 / 255) - 1, (views, 1, 1, 1, 1))
+    model = pipe.model
+    made = pipe.render_batch(model.array(sources), model.array(pairs), view_steps, model.generator(seed))[:, 0]
+    rendered = ((to_numpy(made) + 1) * 127.5).round().astype(np.uint8)
     again = pipe.estimate_trajectory(np.concatenate([given[:1], rendered]), camera, pose_steps, seed=seed)
     return given, rendered, T, again.T_reference_camera

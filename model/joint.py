@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from .codec import LatentNormaliser, LinearCodec
 from .config import ModelConfig, WanCodecConfig, WanTransformerConfig
+from .engine import latent_shapes
 from .layout import Layout
 from .pluecker import pluecker_of_raxels, raxels_of_pluecker
 from .transformer import JointTransformer
@@ -25,7 +28,7 @@ def build_transformer(config: ModelConfig) -> nn.Module:
 
 
 class RaysAsPixels(nn.Module):
-    """Frames and raxel images in, normalised latents and their velocities out.
+    """Frames and raxel images in, normalised latents and their velocities out; an `engine.Engine` on torch tensors.
 
     Axes: B batch, T frames, H W pixels, L latent frames, h w cells, C channels.
     """
@@ -39,6 +42,34 @@ class RaysAsPixels(nn.Module):
             config.codec.channels, (config.height // 2 // cell, config.width // 2 // cell), config.ray_channels
         )
         self.transformer = build_transformer(config) if transformer is None else transformer
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        return self.normaliser.image_shift.device
+
+    def on(self, device: str | torch.device) -> RaysAsPixels:
+        """Move to a device, in evaluation mode."""
+        return self.to(device).eval()
+
+    def array(self, values: np.ndarray) -> Tensor:
+        """Bring numpy values to the device."""
+        return torch.from_numpy(values).to(self.device)
+
+    def generator(self, seed: int) -> torch.Generator:
+        """Make a source of randomness; it is the CPU's, so that every device has the same noise."""
+        return torch.Generator().manual_seed(seed)
+
+    def noise(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+        """Draw float32 numbers from N(0, 1)."""
+        return torch.randn(tuple(shape), generator=generator).to(self.device)
+
+    @torch.no_grad()
+    def velocity(
+        self, z: Tensor, r: Tensor, t_z: Tensor, t_r: Tensor, reference: Tensor, layout: Layout | tuple[int, ...]
+    ) -> tuple[Tensor, Tensor]:
+        """`forward` without gradients."""
+        return self(z, r, t_z, t_r, reference, layout)
 
     @torch.no_grad()
     def encode_frames(self, frames: Tensor, layout: Layout | tuple[int, ...]) -> Tensor:
@@ -97,10 +128,8 @@ class RaysAsPixels(nn.Module):
         self, batch: int, layout: Layout | tuple[int, ...], size: tuple[int, int] | None = None
     ) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Shapes of z and r for a batch, a layout and a frame size (height, width; default: the config's)."""
-        layout, (height, width) = Layout.of(layout), size or (self.config.height, self.config.width)
-        cell, c = self.config.codec.cell, self.config.codec.channels
-        h, w = height // cell, width // cell
-        return (batch, len(layout.groups), h, w, c), (batch, layout.frames, h // 2, w // 2, self.config.ray_channels)
+        layout = Layout.of(layout)
+        return latent_shapes(self.config, batch, len(layout.groups), layout.frames, size)
 
     def at(self, *, frames: int | None = None, height: int | None = None, width: int | None = None) -> RaysAsPixels:
         """Return this model for other windows: the same transformer, not a copy, under a config of another size.

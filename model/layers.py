@@ -29,7 +29,7 @@ class TimeEmbedding(nn.Module):
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """LayerNorm without parameters, then shift and scale per frame: x (B, F, n, D), shift and scale (B, F, 1, D)."""
-    return F.layer_norm(x, x.shape[-1:]) * (1 + scale) + shift
+    return F.layer_norm(x, (int(x.shape[-1]),)) * (1 + scale) + shift
 
 
 def rotary_angles(positions: Tensor, head_width: int, base: float = 100.0) -> tuple[Tensor, Tensor]:

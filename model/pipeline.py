@@ -9,16 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from .calibration import STEPS as DRAW_STEPS
 from .calibration import Calibration, read_calibration
-from .checkpoint import load_checkpoint
+from .checkpoint_folder import read_exported
 from .closed_loop import close_the_loop
+from .engine import Array, Engine, namespace, to_numpy
 from .geometry import (
     GeometryError,
     Intrinsics,
@@ -29,7 +28,7 @@ from .geometry import (
     rotation_angle_deg,
     sample_covariance,
 )
-from .joint import RaysAsPixels
+from .memory import predict_memory
 from .raxels import fit_cameras, make_raxels, read_cameras, relative_covariance
 from .results import Imagined, LoopReport, RenderedVideo, RenderedViews, TrajectoryEstimate
 from .sampler import Cancelled, Schedule, Velocity, guided, sample
@@ -40,21 +39,22 @@ if TYPE_CHECKING:
 __all__ = ["Cancelled", "Imagined", "LoopReport", "Pipeline", "RenderedVideo", "RenderedViews", "TrajectoryEstimate"]
 
 OnStep = Callable[[int, int, np.ndarray], bool]
+_SOURCES_OF_A_VIEW = 2
+OnView = Callable[[int, np.ndarray, Intrinsics], None]
 
 
 class Pipeline:
     """One loaded model and the three tasks it answers."""
 
-    def __init__(self, model: RaysAsPixels, device: str | torch.device = "cpu",
-                 calibration: Calibration | None = None) -> None:
-        self.model = model.to(device).eval()
-        self.device = torch.device(device)
+    def __init__(self, model: Engine, device: Any = "cpu", calibration: Calibration | None = None) -> None:
+        self.model = model.on(device)
+        self.device = self.model.device
         self.config = model.config
         self.calibration = calibration or Calibration()  # factors of 1, said to be unmeasured
 
     @classmethod
     def from_checkpoint(cls, path=None, device: str = "auto") -> Pipeline:
-        """Load a checkpoint folder; None is the shipped default.
+        """Load a checkpoint folder, or one that `rays-as-pixels export` wrote; None is the shipped default.
 
         Args:
             device: 'auto' (a GPU if there is one), 'cpu', 'cuda', 'cuda:1'.
@@ -63,22 +63,21 @@ class Pipeline:
             CheckpointError: the checkpoint cannot be used.
             ValueError: no such device here.
         """
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        try:
-            kind = torch.device(device).type
-        except RuntimeError:
-            raise ValueError(f"device must be 'auto', 'cpu' or 'cuda', got {device!r}") from None
-        if kind not in ("cpu", "cuda") or (kind == "cuda" and not torch.cuda.is_available()):
-            raise ValueError(f"device {device!r} is not here; use 'cpu' or 'auto'")
-        return cls(load_checkpoint(path, device=device), device, read_calibration(path))
+        calibration = read_calibration(path)
+        if read_exported(path) is not None:
+            from .onnx_engine import OnnxEngine
+
+            return cls(OnnxEngine(path, device), device, calibration)
+        from .checkpoint import load_checkpoint, torch_device  # torch is imported for a checkpoint only
+
+        device = torch_device(device)
+        return cls(load_checkpoint(path, device=device), device, calibration)
 
     # -- pose -----------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
-    def estimate_batch(self, video: Tensor, raxel_of_reference: Tensor | None, reference: int, steps: int,
-                       generator: torch.Generator, *, samples: int = 1, solver: str = "euler", shift: float = 1.0
-                       ) -> Tensor:
+    def estimate_batch(self, video: Array, raxel_of_reference: Array | None, reference: int, steps: int,
+                       generator: Any, *, samples: int = 1, solver: str = "euler", shift: float = 1.0
+                       ) -> Array:
         """Denoise the rays of windows of one layout.
 
         Args:
@@ -92,15 +91,15 @@ class Pipeline:
         """
         batch, frames = video.shape[0] * samples, video.shape[1]
         groups = self.config.groups
-        z = self.model.encode_frames(video, groups).repeat_interleave(samples, 0)
-        r = torch.randn(self.model.latent_shapes(batch, groups)[1], generator=generator).to(self.device)
-        clean_r = torch.zeros(batch, frames, dtype=torch.bool, device=self.device)
+        z = _repeat(self.model.encode_frames(video, groups), samples)
+        r = self.model.noise(self.model.latent_shapes(batch, groups)[1], generator)
+        clean_r = np.zeros((batch, frames), bool)
         if raxel_of_reference is not None:
             known = self.model.encode_rays(raxel_of_reference[:, None])[:, 0]
-            r[:, reference] = known.repeat_interleave(samples, 0)
+            r[:, reference] = _repeat(known, samples)
             clean_r[:, reference] = True
         velocity = self._velocity(batch, reference, groups)
-        _, r = sample(velocity, z, r, Schedule(0, steps, solver, shift), clean_r=clean_r)
+        _, r = sample(velocity, z, r, Schedule(0, steps, solver, shift), clean_r=self.model.array(clean_r))
         return self.model.decode_rays(r)
 
     def estimate_trajectory(self, frames: np.ndarray, intrinsics: Intrinsics | None, steps: int = 1, samples: int = 1,
@@ -127,10 +126,10 @@ class Pipeline:
             raise ValueError(f"need 0 <= reference < {len(frames)}, steps >= 1 and samples >= 1, got {reference}, "
                              f"{steps}, {samples}")
         fitted, camera = fit_frames(np.asarray(frames), intrinsics, self.config.width, self.config.height)
-        rays = None if camera is None else self._raxels(np.eye(4)[None], camera)
-        decoded = self.estimate_batch(self._to_tensor(fitted)[None], rays, reference, steps,
-                                      torch.Generator().manual_seed(seed), samples=samples, solver=solver, shift=shift)
-        raxels = decoded.double().cpu().numpy()                                             # (samples, T, h, w, 3)
+        rays = None if camera is None else self.model.array(self._raxels(np.eye(4)[None], camera))
+        decoded = self.estimate_batch(self._to_array(fitted)[None], rays, reference, steps,
+                                      self.model.generator(seed), samples=samples, solver=solver, shift=shift)
+        raxels = to_numpy(decoded).astype(np.float64)                                       # (samples, T, h, w, 3)
         size, cell = (self.config.width, self.config.height), self.config.codec.cell
         reading = read_cameras(raxels.mean(0), camera, image_size=size, cell=cell)
         T, covariance = relative_covariance(reading.T_reference_camera, reading.covariance, reference)
@@ -160,17 +159,17 @@ class Pipeline:
         if samples < 2 or steps < 2:
             raise ValueError(f"draws need samples >= 2 and steps >= 2, got {samples} and {steps}")
         fitted, camera = fit_frames(np.asarray(frames), intrinsics, self.config.width, self.config.height)
-        decoded = self.estimate_batch(self._to_tensor(fitted)[None], self._raxels(np.eye(4)[None], camera), reference,
-                                      steps, torch.Generator().manual_seed(seed), samples=samples)
-        T = fit_cameras(decoded.double().cpu().numpy(), camera)                             # (samples, T, 4, 4)
+        rays = self.model.array(self._raxels(np.eye(4)[None], camera))
+        decoded = self.estimate_batch(self._to_array(fitted)[None], rays, reference, steps,
+                                      self.model.generator(seed), samples=samples)
+        T = fit_cameras(to_numpy(decoded).astype(np.float64), camera)                             # (samples, T, 4, 4)
         return invert(T[:, reference, None]) @ T
 
     # -- views ----------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
-    def render_batch(self, sources: Tensor, raxels: Tensor, steps: int, generator: torch.Generator, reference: int = 0,
-                     on_step: Callable[[int, int, Tensor, Tensor], bool] | None = None, *, samples: int = 1,
-                     solver: str = "euler", shift: float = 1.0, guidance: float = 1.0) -> Tensor:
+    def render_batch(self, sources: Array, raxels: Array, steps: int, generator: Any, reference: int = 0,
+                     on_step: Callable[[int, int, Array, Array], bool] | None = None, *, samples: int = 1,
+                     solver: str = "euler", shift: float = 1.0, guidance: float = 1.0) -> Array:
         """Denoise the target frames that follow the sources, every frame an image of its own.
 
         Args:
@@ -183,11 +182,11 @@ class Pipeline:
         """
         batch, count, total = sources.shape[0] * samples, sources.shape[1], raxels.shape[1]
         groups = (1,) * total
-        noise = torch.randn(self.model.latent_shapes(batch, groups[count:])[0], generator=generator).to(self.device)
-        known = self.model.encode_frames(sources, groups[:count]).repeat_interleave(samples, 0)
-        z = torch.cat([known, noise], dim=1)
-        clean_z = (torch.arange(total, device=self.device) < count).expand(batch, -1)
-        r = self.model.encode_rays(raxels).repeat_interleave(samples, 0)
+        noise = self.model.noise(self.model.latent_shapes(batch, groups[count:])[0], generator)
+        known = _repeat(self.model.encode_frames(sources, groups[:count]), samples)
+        z = namespace(noise).concatenate([known, noise], axis=1)
+        clean_z = self._leading(batch, total, count)
+        r = _repeat(self.model.encode_rays(raxels), samples)
         velocity = self._velocity(batch, reference, groups, clean_z, z, guidance, generator)
         z, _ = sample(velocity, z, r, Schedule(steps, 0, solver, shift), clean_z, on_step=on_step)
         return self.model.decode_frames(z[:, count:], groups[count:])
@@ -195,8 +194,8 @@ class Pipeline:
     def render_views(self, source_frames: np.ndarray, T_world_source: np.ndarray, source_intrinsics: Intrinsics,
                      T_world_target: np.ndarray, target_intrinsics: Intrinsics | None = None, *,
                      metres_per_unit: float = 1.0, steps: int = 2, seed: int = 0, on_step: OnStep | None = None,
-                     samples: int = 1, solver: str = "euler", shift: float = 1.0, guidance: float = 1.0
-                     ) -> RenderedViews:
+                     on_view: OnView | None = None, samples: int = 1, solver: str = "euler", shift: float = 1.0,
+                     guidance: float = 1.0) -> RenderedViews:
         """Render what the camera would see.
 
         Each view is made from the sources nearest to it (at most two), the nearest being the reference.
@@ -205,7 +204,9 @@ class Pipeline:
             source_frames: (S, H, W, 3) uint8; T_world_source: (S, 4, 4); source_intrinsics: shared by the sources.
             T_world_target: (V, 4, 4); target_intrinsics: None takes the sources'.
             metres_per_unit: world length of one model unit (the scene scale).
-            on_step: (step, total, preview (H, W, 3) uint8) after every denoising step; False cancels.
+            on_step: (step, total, preview (H, W, 3) uint8) after every denoising step; False cancels. The preview is of
+                the view being made, and after its last step it is that view.
+            on_view: (number, view (H, W, 3) uint8, its camera) as soon as each view is finished, in order.
             samples: posterior draws of every view, made in one batch.
             solver, shift: see `sampler.Schedule`; guidance: weight on the sources, see `sampler.guided`.
 
@@ -227,17 +228,20 @@ class Pipeline:
         width, height = self.config.width, self.config.height
         fitted, source_camera = fit_frames(np.asarray(source_frames), source_intrinsics, width, height)
         target_camera = source_camera if target_intrinsics is None else fit_intrinsics(target_intrinsics, width, height)
-        generator = torch.Generator().manual_seed(seed)
+        generator = self.model.generator(seed)
         total, views = steps * len(targets), []
         for number, target in enumerate(targets):
-            nearest = np.argsort(pose_distance(sources, target, metres_per_unit), kind="stable")[:2]
+            nearest = np.argsort(pose_distance(sources, target, metres_per_unit), kind="stable")[:_SOURCES_OF_A_VIEW]
             T = invert(sources[nearest[0]]) @ np.concatenate([sources[nearest], target[None]])
             T[:, :3, 3] /= metres_per_unit
-            raxels = torch.cat([self._raxels(T[:-1], source_camera), self._raxels(T[-1:], target_camera)])[None]
+            raxels = [self._raxels(T[:-1], source_camera), self._raxels(T[-1:], target_camera)]
+            raxels = self.model.array(np.concatenate(raxels)[None])
             report = self._reporter(on_step, number * steps, total)
-            frame = self.render_batch(self._to_tensor(fitted[nearest])[None], raxels, steps, generator, on_step=report,
+            frame = self.render_batch(self._to_array(fitted[nearest])[None], raxels, steps, generator, on_step=report,
                                       samples=samples, solver=solver, shift=shift, guidance=guidance)
             views.append(_to_uint8(frame[:, 0]))                                            # (samples, H, W, 3)
+            if on_view is not None:
+                on_view(number, views[-1][0], target_camera)
         draws = np.stack(views, axis=1)
         return RenderedViews(draws[0], target_camera, draws if samples > 1 else None)
 
@@ -261,7 +265,8 @@ class Pipeline:
         Raises:
             Cancelled: on_step returned False.
             ValueError: no sources, nothing to render, a number of video poses other than 1 + 4 k, a reference that is
-                no source, times that do not fit, a scale that is not positive, no samples or steps, an unknown solver.
+                no source, times that do not fit, a scale that is not positive, no samples or steps, an unknown solver,
+                or a model that was exported to ONNX.
             GeometryError: a bad pose, frame or camera.
 
         Note: the shipped weights were not trained on such sequences (`mixed` in training/config.py was 0).
@@ -273,7 +278,6 @@ class Pipeline:
 
     # -- joint ----------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def imagine(self, source_frame: np.ndarray, intrinsics: Intrinsics, steps: int = 20, seed: int = 0,
                 on_step: OnStep | None = None, *, ray_steps: int | None = None, samples: int = 1,
                 solver: str = "euler", shift: float = 1.0, guidance: float = 1.0) -> Imagined:
@@ -296,19 +300,18 @@ class Pipeline:
         if min(schedule.z_steps, schedule.r_steps, samples) < 1:
             raise ValueError(f"need steps, ray_steps and samples >= 1, got {steps}, {ray_steps} and {samples}")
         fitted, camera = fit_frames(np.asarray(source_frame)[None], intrinsics, self.config.width, self.config.height)
-        groups, generator = self.config.groups, torch.Generator().manual_seed(seed)
+        groups, generator = self.config.groups, self.model.generator(seed)
         shape_z, shape_r = self.model.latent_shapes(samples, groups)
-        z, r = (torch.randn(s, generator=generator).to(self.device) for s in (shape_z, shape_r))
-        z[:, :1] = self.model.encode_frames(self._to_tensor(fitted)[None], (1,))
-        r[:, 0] = self.model.encode_rays(self._raxels(np.eye(4)[None], camera)[:, None])[:, 0]
-        clean_z = (torch.arange(len(groups), device=self.device) == 0).expand(samples, -1)
-        clean_r = (torch.arange(self.config.frames, device=self.device) == 0).expand(samples, -1)
+        z, r = (self.model.noise(s, generator) for s in (shape_z, shape_r))
+        z[:, :1] = self.model.encode_frames(self._to_array(fitted)[None], (1,))
+        r[:, 0] = self.model.encode_rays(self.model.array(self._raxels(np.eye(4)[None], camera)[:, None]))[:, 0]
+        clean_z, clean_r = (self._leading(samples, count, 1) for count in (len(groups), self.config.frames))
         last = None if on_step is None else (
             lambda step, total, z, r: on_step(step, total, _to_uint8(self.model.decode_frames(z[:1], groups)[0, -1])))
         velocity = self._velocity(samples, 0, groups, clean_z, z, guidance, generator)
         z, r = sample(velocity, z, r, schedule, clean_z, clean_r, on_step=last)
         frames = _to_uint8(self.model.decode_frames(z, groups))                             # (samples, T, H, W, 3)
-        T = [read_cameras(x, camera).T_reference_camera for x in self.model.decode_rays(r).double().cpu().numpy()]
+        T = [read_cameras(x, camera).T_reference_camera for x in to_numpy(self.model.decode_rays(r))]
         T = np.stack([invert(t[0]) @ t for t in T])                                         # (samples, T, 4, 4)
         return Imagined(frames[0], T[0], camera, (frames, T) if samples > 1 else None)
 
@@ -347,34 +350,43 @@ class Pipeline:
                              "(at most 60); give metres_per_unit")
         return float(np.sqrt((known**2).sum() / (estimate**2).sum()))
 
+    def predict_memory(self, sources: int | None = None) -> int:
+        """Predict the bytes that a view from so many sources takes on the device; None: a whole window (`imagine`)."""
+        if sources is None:
+            return predict_memory(self.config, images=0, video=True)
+        return predict_memory(self.config, images=min(sources, _SOURCES_OF_A_VIEW) + 1)
+
     # -- helpers --------------------------------------------------------------------------------------------------
 
     def _velocity(self, batch: int, reference: int | Sequence[int], layout: Layout | tuple[int, ...],
-                  source_z: Tensor | None = None,
-                  z: Tensor | None = None, guidance: float = 1.0, generator: torch.Generator | None = None) -> Velocity:
+                  source_z: Array | None = None, z: Array | None = None, guidance: float = 1.0,
+                  generator: Any | None = None) -> Velocity:
         """The model's velocity, guided on the sources (B, L) where a weight says so; z gives the noise its shape."""
-        index = torch.from_numpy(np.full(batch, reference)).to(self.device)
+        index = self.model.array(np.full(batch, reference))
 
-        def velocity(z: Tensor, r: Tensor, t_z: Tensor, t_r: Tensor) -> tuple[Tensor, Tensor]:
-            return self.model(z, r, t_z, t_r, index, layout)
+        def velocity(z: Array, r: Array, t_z: Array, t_r: Array) -> tuple[Array, Array]:
+            return self.model.velocity(z, r, t_z, t_r, index, layout)
 
         if guidance == 1.0:
             return velocity
-        return guided(velocity, source_z, torch.randn(z.shape, generator=generator).to(self.device), guidance)
+        return guided(velocity, source_z, self.model.noise(z.shape, generator), guidance)
 
-    def _raxels(self, T: np.ndarray, camera: Intrinsics) -> Tensor:
+    def _raxels(self, T: np.ndarray, camera: Intrinsics) -> np.ndarray:
         """(n, H/2, W/2, 3) raxels of cameras (n, 4, 4) at the model's size."""
-        raxels = make_raxels(T, camera, self.config.height // 2, self.config.width // 2)
-        return torch.from_numpy(raxels).to(self.device)
+        return make_raxels(T, camera, self.config.height // 2, self.config.width // 2)
 
-    def _to_tensor(self, frames: np.ndarray) -> Tensor:
-        return torch.from_numpy(frames).to(self.device).float() * (2 / 255) - 1
+    def _leading(self, batch: int, total: int, count: int) -> Array:
+        """(batch, total) bool, true for the first `count`."""
+        return self.model.array(np.tile(np.arange(total) < count, (batch, 1)))
+
+    def _to_array(self, frames: np.ndarray) -> Array:
+        return self.model.array(frames.astype(np.float32) * np.float32(2 / 255) - 1)
 
     def _reporter(self, on_step: OnStep | None, before: int, total: int):
         if on_step is None:
             return None
 
-        def report(step: int, _: int, z: Tensor, r: Tensor) -> bool:
+        def report(step: int, _: int, z: Array, r: Array) -> bool:
             return on_step(before + step, total, _to_uint8(self.model.decode_frames(z[:, -1:], (1,))[0, 0]))
 
         return report
@@ -386,5 +398,10 @@ def pose_distance(poses: np.ndarray, target: np.ndarray, unit: float) -> np.ndar
     return turn + np.linalg.norm(poses[:, :3, 3] - target[:3, 3], axis=1) / unit
 
 
-def _to_uint8(frame: Tensor) -> np.ndarray:
-    return ((frame.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu().numpy()
+def _repeat(x: Array, samples: int) -> Array:
+    """Rows of a batch k times each: (B, ...) to (B k, ...)."""
+    return x if samples == 1 else x[np.repeat(np.arange(len(x)), samples)]
+
+
+def _to_uint8(frame: Array) -> np.ndarray:
+    return ((to_numpy(frame).clip(-1, 1) + 1) * 127.5).round().astype(np.uint8)

@@ -16,17 +16,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
+import numpy as np
 
+from .engine import Array, namespace
 from .schedule import time_grid
 
 SOLVERS = ("euler", "heun", "midpoint")
 
-Velocity = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+Velocity = Callable[[Array, Array, Array, Array], tuple[Array, Array]]
 """(z, r, t_z (B, L), t_r (B, T)) to the velocities of z and r."""
 
-OnStep = Callable[[int, int, Tensor, Tensor], bool]
+OnStep = Callable[[int, int, Array, Array], bool]
 
 
 class Cancelled(Exception):
@@ -71,20 +71,19 @@ class Schedule:
         """Steps of the whole staircase."""
         return max(self.z_steps, self.r_steps)
 
-    def times(self) -> tuple[Tensor, Tensor]:
+    def times(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the times of z and of r before the first step and after each one, (steps + 1,) each."""
         return self._times(self.z_steps), self._times(self.r_steps)
 
-    def _times(self, own: int) -> Tensor:
+    def _times(self, own: int) -> np.ndarray:
         if own == 0:
-            return torch.ones(self.steps + 1)
+            return np.ones(self.steps + 1)
         reached = [-(-step * own // self.steps) for step in range(self.steps + 1)]         # rounded up: moves early
         return time_grid(own, self.shift)[reached]
 
 
-@torch.no_grad()
-def sample(velocity: Velocity, z: Tensor, r: Tensor, schedule: Schedule, clean_z: Tensor | None = None,
-           clean_r: Tensor | None = None, on_step: OnStep | None = None) -> tuple[Tensor, Tensor]:
+def sample(velocity: Velocity, z: Array, r: Array, schedule: Schedule, clean_z: Array | None = None,
+           clean_r: Array | None = None, on_step: OnStep | None = None) -> tuple[Array, Array]:
     """Integrate both modalities from noise to data along a schedule.
 
     k posterior samples are k rows of the batch: the same clean data, noise of their own.
@@ -101,16 +100,16 @@ def sample(velocity: Velocity, z: Tensor, r: Tensor, schedule: Schedule, clean_z
     Raises:
         Cancelled: on_step returned False.
     """
-    times_z, times_r = (t.to(z.device) for t in schedule.times())
+    times_z, times_r = (t.tolist() for t in schedule.times())
     z_side, r_side = _Side(z, clean_z, schedule.z_steps), _Side(r, clean_r, schedule.r_steps)
     for step in range(schedule.steps):
         now, after = (times_z[step], times_r[step]), (times_z[step + 1], times_r[step + 1])
 
-        def at(t: tuple[Tensor, Tensor], v: tuple[Tensor, Tensor], now=now, z=z, r=r):
+        def at(t: tuple[float, float], v: tuple[Array, Array], now=now, z=z, r=r):
             """State at the times t, along the velocities v from here."""
             return z_side.moved(z, t[0] - now[0], v[0]), r_side.moved(r, t[1] - now[1], v[1])
 
-        def evaluate(z: Tensor, r: Tensor, t: tuple[Tensor, Tensor]):
+        def evaluate(z: Array, r: Array, t: tuple[float, float]):
             return velocity(z, r, z_side.time(t[0]), r_side.time(t[1]))
 
         v = evaluate(z, r, now)
@@ -121,8 +120,7 @@ def sample(velocity: Velocity, z: Tensor, r: Tensor, schedule: Schedule, clean_z
             end = evaluate(*at(after, v), after)
             v = tuple((first + last) / 2 if t < 1 else first for first, last, t in zip(v, end, after, strict=True))
         if on_step is not None:
-            one = torch.ones_like(now[0])
-            data = at((one, one), v)
+            data = at((1.0, 1.0), v)
         z, r = at(after, v)
         if on_step is not None and not on_step(step + 1, schedule.steps, *data):
             raise Cancelled(f"cancelled at step {step + 1} of {schedule.steps}")
@@ -132,20 +130,22 @@ def sample(velocity: Velocity, z: Tensor, r: Tensor, schedule: Schedule, clean_z
 class _Side:
     """What is clean in one modality."""
 
-    def __init__(self, x: Tensor, clean: Tensor | None, steps: int) -> None:
-        self.clean = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device) if clean is None else clean
+    def __init__(self, x: Array, clean: Array | None, steps: int) -> None:
+        xp, frames = namespace(x), x.reshape(*x.shape[:2], -1)[..., 0]
+        self._where, self._one = xp.where, xp.ones_like(frames, dtype=xp.float32)
+        self.clean = xp.zeros_like(frames, dtype=bool) if clean is None else clean
         if steps == 0:
-            self.clean = torch.ones_like(self.clean)
-        self._moves = (~self.clean).reshape(*self.clean.shape, *[1] * (x.ndim - 2)).to(x.dtype)
+            self.clean = xp.ones_like(frames, dtype=bool)
+        self._moves = xp.asarray(~self.clean, dtype=x.dtype).reshape(*self.clean.shape, *[1] * (x.ndim - 2))
 
-    def time(self, t: Tensor) -> Tensor:
-        return torch.where(self.clean, torch.ones_like(t), t)
+    def time(self, t: float) -> Array:
+        return self._where(self.clean, self._one, self._one * t)
 
-    def moved(self, x: Tensor, dt: Tensor, v: Tensor) -> Tensor:
+    def moved(self, x: Array, dt: float, v: Array) -> Array:
         return x + dt * self._moves * v
 
 
-def guided(velocity: Velocity, source_z: Tensor, noise: Tensor, weight: float) -> Velocity:
+def guided(velocity: Velocity, source_z: Array, noise: Array, weight: float) -> Velocity:
     """Guide on the source images as classifier-free guidance does: v_dropped + weight (v - v_dropped).
 
     The unconditional branch is the same layout with the source images dropped: their latents are noise and their time
@@ -168,9 +168,10 @@ def guided(velocity: Velocity, source_z: Tensor, noise: Tensor, weight: float) -
         return velocity
     mask = source_z.reshape(*source_z.shape, *[1] * (noise.ndim - 2))
 
-    def both(z: Tensor, r: Tensor, t_z: Tensor, t_r: Tensor) -> tuple[Tensor, Tensor]:
+    def both(z: Array, r: Array, t_z: Array, t_r: Array) -> tuple[Array, Array]:
+        where = namespace(z).where
         v = velocity(z, r, t_z, t_r)
-        dropped = velocity(torch.where(mask, noise, z), r, torch.where(source_z, torch.zeros_like(t_z), t_z), t_r)
+        dropped = velocity(where(mask, noise, z), r, where(source_z, 0 * t_z, t_z), t_r)
         return tuple(b + weight * (a - b) for a, b in zip(v, dropped, strict=True))
 
     return both

@@ -3,18 +3,23 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
-def time_grid(steps: int, shift: float = 1.0) -> Tensor:
+def time_grid(steps: int, shift: float = 1.0) -> np.ndarray:
     """Return the times (steps + 1,) of a sampler from 0 to 1.
 
     `shift` > 1 spends more steps near the noise: t -> t / (t + shift (1 - t)).
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
-    t = torch.linspace(0, 1, steps + 1)
+    t = np.linspace(0, 1, steps + 1)
     return t / (t + shift * (1 - t))
 
 
@@ -23,6 +28,8 @@ def draw_times(count: int, generator: torch.Generator, at_start: float = 0.5, en
 
     One and two step sampling start from pure noise, so that is where a small model must be best.
     """
+    import torch  # only training draws times: sampling runs without torch
+
     uniform = torch.rand(count, generator=generator)
     start = torch.rand(count, generator=generator) < at_start
     return torch.where(start, 0.05 * uniform, end * uniform**1.5)

@@ -151,7 +151,7 @@ class JointTransformer(nn.Module):
                 middle = x_z
             x_z, x_r = block(x_z, x_r, mod_z, mod_r, rotary_z, rotary_r, *masks)
 
-        x_z, x_r = F.layer_norm(x_z, x_z.shape[-1:]), F.layer_norm(x_r, x_r.shape[-1:])
+        x_z, x_r = F.layer_norm(x_z, (width,)), F.layer_norm(x_r, (width,))
         out_z = _by_kind(self.head_image, self.head_video, x_z, images)
         out_z = rearrange(out_z, "b l (h w) (p q c) -> b l (h p) (w q) c", h=h, p=patch, q=patch)
         out_r = rearrange(self.head_rays(x_r), "b t (h w) (p q c) -> b t (h p) (w q) c", h=h // 2, p=patch, q=patch)

@@ -60,7 +60,7 @@ def denoise_sequence(
     if is_source[:, count:].any():
         count = len(layout.groups)
     known = layout.groups[:count]
-    z = torch.randn(pipe.model.latent_shapes(batch, layout)[0], generator=generator).to(pipe.device)
+    z = pipe.model.noise(pipe.model.latent_shapes(batch, layout)[0], generator)
     layout = Layout(
         layout.groups,
         *(
@@ -103,6 +103,8 @@ def render_video(
     guidance: float = 1.0,
 ) -> RenderedVideo:
     """Render a video, sparse views, or both, of given cameras in one joint denoising: see `Pipeline.render_video`."""
+    if not isinstance(pipe.model, torch.nn.Module):
+        raise ValueError("render_video runs on a checkpoint by torch, not on an exported model")
     if source_intrinsics is None:
         raise GeometryError("render_video needs the intrinsics of the sources, got None")
     names = ("source", "target", "video")

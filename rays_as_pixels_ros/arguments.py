@@ -74,6 +74,17 @@ def pinhole(text: str) -> tuple[float, float, float, float]:
     return fx, fy, cx, cy
 
 
+def offset(text: str) -> tuple[float, float, float]:
+    """Argument type: X,Y,Z, finite."""
+    try:
+        x, y, z = (float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is not three numbers X,Y,Z") from None
+    if not all(map(math.isfinite, (x, y, z))):
+        raise argparse.ArgumentTypeError(f"'{text}': numbers must be finite")
+    return x, y, z
+
+
 def device(text: str) -> str:
     """Argument type: auto, cpu, cuda or cuda:N."""
     kind, _, index = text.partition(":")

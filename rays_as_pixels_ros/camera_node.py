@@ -39,9 +39,9 @@ class CameraFrame:
     image: Image | CompressedImage
     info: CameraInfo
 
-    def decode(self) -> tuple[np.ndarray, Intrinsics]:
-        """Return the undistorted image (H, W, 3) uint8 and its camera; raises ConversionError."""
-        return conversions.pinhole_frame(self.image, self.info)
+    def decode(self, size: tuple[int, int] | None = None) -> tuple[np.ndarray, Intrinsics]:
+        """Return the undistorted image (H, W, 3) uint8 and its camera; see `conversions.pinhole_frame`."""
+        return conversions.pinhole_frame(self.image, self.info, size)
 
 
 def load_default_pipeline(checkpoint: str, device: str) -> Any:

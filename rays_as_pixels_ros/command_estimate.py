@@ -9,8 +9,6 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections import deque
-from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -75,20 +73,6 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def overlapping_windows(frames: Iterable, length: int, hop: int) -> Iterator[list]:
-    """Cut a stream into windows of `length`, each with `hop` new items; the last one ends with the last item."""
-    kept: deque = deque(maxlen=length)
-    new = 0
-    for frame in frames:
-        kept.append(frame)
-        new += 1
-        if len(kept) == length and new >= hop:
-            yield list(kept)
-            new = 0
-    if new and len(kept) == length:
-        yield list(kept)
-
-
 def _estimate(pipeline, video, given, frames, length, hop, args):
     """Run every window; return frame numbers, poses T_map_camera (T, 4, 4) and the run's figures."""
     import numpy as np
@@ -98,6 +82,7 @@ def _estimate(pipeline, video, given, frames, length, hop, args):
 
     from .progress import progress
     from .stitching import Stitcher
+    from .window import overlapping_windows
 
     stitcher = Stitcher(memory=sys.maxsize)
     total = None if video.frame_count is None else -(-video.frame_count // args.stride)

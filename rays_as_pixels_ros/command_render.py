@@ -12,7 +12,15 @@ import math
 import time
 from pathlib import Path
 
-from .arguments import add_camera_arguments, add_model_arguments, command_parser, given_intrinsics, integer, number
+from .arguments import (
+    add_camera_arguments,
+    add_model_arguments,
+    command_parser,
+    given_intrinsics,
+    integer,
+    number,
+    offset,
+)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -33,19 +41,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--motion", choices=("orbit", "dolly"), default="orbit", help="kind of path")
     parser.add_argument("--degrees", type=number(-360, 360), default=20.0, help="orbit: how far round, to the right")
     parser.add_argument("--distance", type=number(0, math.inf), default=1.0, help="orbit: its centre is so far ahead")
-    parser.add_argument("--offset", type=_offset, default=(0.0, 0.0, 0.3), metavar="X,Y,Z",
+    parser.add_argument("--offset", type=offset, default=(0.0, 0.0, 0.3), metavar="X,Y,Z",
                         help="dolly: how far to the right, down and forward; write --offset=-1,0,0")
     parser.add_argument("--views", type=integer(1), default=8, help="views along the path")
     add_model_arguments(parser, steps=2)
     return parser
-
-
-def _offset(text: str) -> tuple[float, ...]:
-    try:
-        x, y, z = (float(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"'{text}' is not three numbers X,Y,Z") from None
-    return x, y, z
 
 
 def main(argv: list[str]) -> int:

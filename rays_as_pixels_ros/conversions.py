@@ -151,8 +151,14 @@ def _undistort_maps(intrinsics: Intrinsics, distortion: Distortion):
     return distortion.undistort_maps(intrinsics)
 
 
-def pinhole_frame(image: Image | CompressedImage, info: CameraInfo) -> tuple[np.ndarray, Intrinsics]:
+def pinhole_frame(
+    image: Image | CompressedImage, info: CameraInfo, size: tuple[int, int] | None = None
+) -> tuple[np.ndarray, Intrinsics]:
     """Decode an image and undo its lens distortion: (H, W, 3) uint8 and its pinhole camera.
+
+    Args:
+        size: (width, height) that it will be fitted to. A much larger image is shrunk first, to four times that size or
+            more, so that undoing the distortion costs little.
 
     Raises:
         ConversionError: the image, the camera, or the two together cannot be used.
@@ -161,6 +167,10 @@ def pinhole_frame(image: Image | CompressedImage, info: CameraInfo) -> tuple[np.
     check_size(info, rgb.shape[1], rgb.shape[0])
     intrinsics, distortion = camera_from_info(info)
     if not distortion.is_none:
+        factor = 1 if size is None else min(rgb.shape[1] // (4 * size[0]), rgb.shape[0] // (4 * size[1]))
+        if factor > 1:
+            intrinsics = intrinsics.resized(rgb.shape[1] // factor, rgb.shape[0] // factor)
+            rgb = cv2.resize(rgb, (intrinsics.width, intrinsics.height), interpolation=cv2.INTER_AREA)
         rgb = cv2.remap(rgb, *_undistort_maps(intrinsics, distortion), cv2.INTER_LINEAR)
     return rgb, intrinsics
 

@@ -39,7 +39,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--checkpoint", metavar="DIR", help="checkpoint folder; without it, the one that is shipped")
     args = parser.parse_args(argv)
     findings = []
-    for check in (_python, _ros, _dds, _buffers, _torch, _opencv, _video, lambda: _checkpoint(args.checkpoint)):
+    checks = (_python, _ros, _dds, _buffers, _torch, _onnxruntime, _opencv, _video)
+    for check in (*checks, lambda: _checkpoint(args.checkpoint)):
         for finding in _guarded(check):
             print(f"{finding.what:<12} {finding.state:<5} {finding.text}", flush=True)
             findings.append(finding)
@@ -76,13 +77,29 @@ def _ros() -> Iterator[Finding]:
             yield Finding("interfaces", BAD, "rays_as_pixels_interfaces is not built or not sourced (README)")
         if "cyclonedds" not in rmw:
             yield Finding("middleware", NOTE, "hosts without ROS 2 can be reached with rmw_cyclonedds_cpp only")
+        yield _cv_bridge()
         return
-    why = f"ROS_DISTRO is {distro}, but rclpy cannot be imported by this Python" if distro else "no ROS 2 is sourced"
+    why = "no ROS 2 is sourced"
+    if distro:
+        why = (
+            f"ROS_DISTRO is {distro}, but this Python ({sys.executable}) cannot import rclpy: make the venv with the "
+            "system's python3 and --system-site-packages"
+        )
     yield Finding("ros", NOTE if distro else OK, f"embedded_ros on Cyclone DDS: {why}")
     from embedded_ros.definitions import own_texts
 
     names = [name for _, name, _ in own_texts()]
     yield Finding("interfaces", OK if names else BAD, ", ".join(names) or "no .action or .srv text is installed")
+
+
+def _cv_bridge() -> Finding:
+    try:
+        import cv_bridge
+
+        return Finding("cv_bridge", OK, str(Path(cv_bridge.__file__).parent))
+    except Exception as error:  # a compiled half may raise anything
+        text = " ".join(str(error).split())
+        return Finding("cv_bridge", NOTE, f"does not import ({text}); a numpy CvBridge takes its place")
 
 
 def _dds() -> Iterator[Finding]:
@@ -109,6 +126,9 @@ def _buffers() -> Iterator[Finding]:
 
 
 def _torch() -> Iterator[Finding]:
+    if importlib.util.find_spec("torch") is None and importlib.util.find_spec("onnxruntime") is not None:
+        yield Finding("torch", NOTE, "not installed: exported models run, checkpoints do not")
+        return
     import torch
 
     yield Finding("torch", OK, f"{torch.__version__}, {torch.get_num_threads()} threads")
@@ -119,6 +139,21 @@ def _torch() -> Iterator[Finding]:
     else:
         built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch is a CPU build"
         yield Finding("gpu", NOTE, f"none usable ({built}): models run on the CPU")
+
+
+def _onnxruntime() -> Iterator[Finding]:
+    if importlib.util.find_spec("onnxruntime") is None:
+        text = "not installed: exported models do not run; pip install 'rays_as_pixels_ros[onnx]', or [gpu]"
+        yield Finding("onnxruntime", NOTE, text)
+        return
+    import onnxruntime
+
+    from rays_as_pixels_model.onnx_engine import choose_providers
+
+    chosen, skipped = choose_providers("auto")
+    yield Finding("onnxruntime", OK, f"{onnxruntime.__version__}, tries {', '.join(name for name, _ in chosen)}")
+    for name, why in skipped.items():
+        yield Finding("provider", NOTE, f"{name} is skipped: {why}")
 
 
 def _opencv() -> Iterator[Finding]:
@@ -140,21 +175,25 @@ def _video() -> Iterator[Finding]:
 
 
 def _checkpoint(folder: str | None) -> Iterator[Finding]:
-    from rays_as_pixels_model.checkpoint import CheckpointError, load_checkpoint, read_config
+    from rays_as_pixels_model.checkpoint_folder import CheckpointError, read_config, read_exported
 
     try:
         place, config, _ = read_config(folder)
-        model = load_checkpoint(folder)
+        exported = read_exported(folder)
+        if exported is None:
+            from rays_as_pixels_model.checkpoint import load_checkpoint
+
+            count = sum(parameter.numel() for parameter in load_checkpoint(folder).parameters())
+            digest = hashlib.sha256()
+            for file in sorted(place.glob("*.safetensors")):
+                digest.update(file.read_bytes())
+            about = f"{count / 1e6:.2f} M parameters, sha256 {digest.hexdigest()[:12]}"
+        else:
+            from rays_as_pixels_model.onnx_engine import OnnxEngine
+
+            about = f"ONNX {exported['precision']} on {OnnxEngine(folder).provider}"
     except CheckpointError as error:
         yield Finding("checkpoint", BAD, str(error))
         return
-    count = sum(parameter.numel() for parameter in model.parameters())
-    digest = hashlib.sha256()
-    for file in sorted(place.glob("*.safetensors")):
-        digest.update(file.read_bytes())
-    yield Finding(
-        "checkpoint",
-        OK,
-        f"{place.name}, preset {config.preset}, {count / 1e6:.2f} M parameters, "
-        f"{config.frames} frames of {config.width}x{config.height}, sha256 {digest.hexdigest()[:12]}",
-    )
+    size = f"{config.frames} frames of {config.width}x{config.height}"
+    yield Finding("checkpoint", OK, f"{place.name}, preset {config.preset}, {size}, {about}")

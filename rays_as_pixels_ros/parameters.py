@@ -125,6 +125,13 @@ VIEW_SYNTHESIS = (
     ),
     Parameter("max_total_pixels", 64_000_000, "A goal whose images together are larger is refused.", 1, 10_000_000_000),
     Parameter("queue_size", 2, "Goals that may wait while one runs; the rest are refused.", 0, 64),
+    Parameter(
+        "max_memory_mib",
+        0,
+        "MiB that a goal may take beside the weights, as predicted before it runs; 0: what the device has free.",
+        0,
+        10_000_000,
+    ),
     Parameter("tf_timeout", 0.5, "Seconds to wait for a transform.", 0.0, 60.0),
 )
 

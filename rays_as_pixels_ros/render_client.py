@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import time
 from pathlib import Path
@@ -88,20 +89,25 @@ class _Client:
         client = ActionClient(self._node, RenderViews, self._options.action)
         if not client.wait_for_server(timeout_sec=self._left()):
             raise ClientError(f"no action server at '{self._options.action}' within {self._options.timeout:g} s")
-        self._handle = None
-        handle = self._wait(client.send_goal_async(goal, feedback_callback=self._show), "the goal's acceptance")
-        if not handle.accepted:
-            raise ClientError("the goal was rejected")
+        sent = client.send_goal_async(goal, feedback_callback=self._show)
         try:
+            handle = self._wait(sent, "the goal's acceptance")
+            if not handle.accepted:
+                raise ClientError("the goal was rejected")
             result = self._wait(handle.get_result_async(), "the views").result
         except (KeyboardInterrupt, ClientError):
-            handle.cancel_goal_async()
-            self._executor.spin_once(timeout_sec=0.5)
+            self._cancel(sent)
             raise
         print(file=sys.stderr)
         if not result.success:
             raise ClientError(f"refused: {result.message}")
         return self._write(result, poses, frame)
+
+    def _cancel(self, sent) -> None:
+        """Cancel the goal, also one whose acceptance has not come yet: nobody is left to take its views."""
+        self._executor.spin_until_future_complete(sent, timeout_sec=2.0)
+        if sent.done() and sent.result().accepted:
+            self._executor.spin_until_future_complete(sent.result().cancel_goal_async(), timeout_sec=2.0)
 
     def _left(self) -> float:
         return max(0.0, self._deadline - time.monotonic())
@@ -196,8 +202,12 @@ def main(args: list[str] | None = None) -> int:
     options = make_parser().parse_args(ours)
     import rclpy
     from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+    from rclpy.signals import SignalHandlerOptions
 
-    rclpy.init(args=ros)
+    # A signal must not close the connection before the goal is cancelled.
+    rclpy.init(args=ros, signal_handler_options=SignalHandlerOptions.NO)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     node, executor = None, SingleThreadedExecutor()
     try:
         node = rclpy.create_node("render_client")

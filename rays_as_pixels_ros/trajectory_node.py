@@ -168,12 +168,12 @@ class TrajectoryNode(CameraNode):
 
     def _prepare(self, frame: CameraFrame) -> _Prepared | None:
         """Decode a frame and fit it to the model's size (worker thread)."""
+        config = self._pipeline.config
         try:
-            rgb, intrinsics = frame.decode()
+            rgb, intrinsics = frame.decode((config.width, config.height))
         except conversions.ConversionError as error:
             self._refuse_frame(error)
             return None
-        config = self._pipeline.config
         fitted, intrinsics = fit_frames(rgb[None], intrinsics, config.width, config.height)
         return _Prepared(frame.stamp, frame.frame_id, fitted[0], intrinsics)
 

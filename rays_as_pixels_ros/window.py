@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -135,6 +135,20 @@ class WindowBuffer:
     def ready(self) -> int:
         """Frames that are already in the next window."""
         return len(self._frames)
+
+
+def overlapping_windows(frames: Iterable, length: int, hop: int) -> Iterator[list]:
+    """Cut a stream into windows of `length`, each with `hop` new items; the last one ends with the last item."""
+    kept: deque = deque(maxlen=length)
+    new = 0
+    for frame in frames:
+        kept.append(frame)
+        new += 1
+        if len(kept) == length and new >= hop:
+            yield list(kept)
+            new = 0
+    if new and len(kept) == length:
+        yield list(kept)
 
 
 class RecentFrames:

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every test shares: rclpy (real or embedded), a DDS domain of its own on loopback, the paths of this checkout."""
 
+import functools
 import itertools
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -20,7 +22,30 @@ os.environ.setdefault("CYCLONEDDS_URI", LOOPBACK)
 os.environ.setdefault("RMW_IMPLEMENTATION", "rmw_cyclonedds_cpp")
 
 # The real rclpy where ROS 2 is sourced, else the embedded one; before any test file imports it.
-embedded_ros.install()
+RUNTIME = embedded_ros.install()
+
+
+def _hold_answers_until_goals_are_registered():
+    """Lock rclpy's ActionClient: up to 7.1 it registers a goal after it has sent it, and where another thread spins,
+    as in these tests, an answer that comes in between is dropped."""
+    from rclpy.action import ActionClient
+
+    lock = threading.RLock()
+
+    def locked(function):
+        @functools.wraps(function)
+        def call(*args, **kwargs):
+            with lock:
+                return function(*args, **kwargs)
+
+        return call
+
+    for name in ("send_goal_async", "_get_result_async", "_cancel_goal_async", "take_data"):
+        setattr(ActionClient, name, locked(getattr(ActionClient, name)))
+
+
+if RUNTIME == "rclpy":
+    _hold_answers_until_goals_are_registered()
 
 # Ports of domains above 101 run into Linux' ephemeral ports. Workers of one run have domains of their own; runs side by
 # side start at different places.

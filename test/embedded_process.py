@@ -32,6 +32,7 @@ class Process:
     def __init__(self, code, *arguments, environment=None):
         self._process = subprocess.Popen(
             [sys.executable, "-c", PRELUDE + textwrap.dedent(code), *arguments],
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -59,6 +60,7 @@ class Process:
         self._process.wait(10)
         for thread in self._threads:
             thread.join(10)
+        self._process.stdin.close()
         self._process.stdout.close()
         self._process.stderr.close()
 
@@ -78,6 +80,15 @@ class Process:
             assert line is not None, f"the process ended without a line '{starts}...'; errors:\n{self.errors}"
             if line.startswith(starts):
                 return line[len(starts) :].strip()
+
+    def tell(self, line):
+        """Write a line to the standard input of the process."""
+        self._process.stdin.write(line + "\n")
+        self._process.stdin.flush()
+
+    def alive(self):
+        """Whether the process runs."""
+        return self._process.poll() is None
 
     def stop(self, number=signal.SIGINT, timeout=60.0):
         """Send a signal and return the exit code."""

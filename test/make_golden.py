@@ -57,7 +57,7 @@ def golden_outputs(dtype: torch.dtype = torch.float32) -> dict[str, list[float]]
 def _velocity(model: RaysAsPixels, reference: torch.Tensor, groups: tuple[int, ...], dtype: torch.dtype):
     def velocity(*state):
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-            return tuple(v.float() for v in model(*state, reference, groups))
+            return tuple(v.float() for v in model.velocity(*state, reference, groups))
 
     return velocity
 

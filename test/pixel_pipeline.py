@@ -47,6 +47,11 @@ class PixelPipeline:
         self._seconds = seconds  # that a window takes
         self.config = SimpleNamespace(frames=frames, height=64, width=96)
         self.calibration = Calibration(translation=3.0, rotation=2.0, max_residual=0.1, samples=8, windows=1)
+        self.device = "cpu"
+
+    def predict_memory(self, sources=None):
+        """A MiB for each image."""
+        return 2**20 * (self.config.frames if sources is None else sources + 1)
 
     def estimate_trajectory(self, frames, intrinsics, steps=2, samples=1, seed=0, reference=0):
         if len(frames) != self.config.frames:
@@ -83,22 +88,32 @@ class PixelPipeline:
         return SimpleNamespace(rotation_error_deg=float(number), T_err=float(number), psnr=20.0 + view_steps)
 
     def render_views(self, frames, T_world_source, source_intrinsics, T_world_target, target_intrinsics,
-                     metres_per_unit=1.0, steps=4, seed=0, on_step=None):  # fmt: skip
-        """View i is painted with the distance of its camera from the first source, in centimetres of the unit."""
+                     metres_per_unit=1.0, steps=4, seed=0, on_step=None, on_view=None):  # fmt: skip
+        """View i is painted with the distance of its camera from the first source, in centimetres of the unit.
+
+        Each step is printed, so that a test can count those that were made, not only those that were reported. It takes
+        STEP_S, or as many milliseconds as the seed says.
+        """
         distance = np.linalg.norm(T_world_target[:, :3, 3] - T_world_source[0, :3, 3], axis=1) / metres_per_unit
         views = np.stack([np.full((64, 96, 3), int(round(100 * d)) % 256, dtype=np.uint8) for d in distance])
-        for step in range(steps):
-            time.sleep(STEP_S)
-            if on_step is not None and not on_step(step + 1, steps, views[0]):
-                raise RuntimeError("cancelled")
-        return SimpleNamespace(frames=views, intrinsics=target_intrinsics.resized(96, 64))
+        camera = target_intrinsics.resized(96, 64)
+        for number, view in enumerate(views):
+            for step in range(number * steps, (number + 1) * steps):
+                time.sleep(seed / 1000 if seed else STEP_S)
+                print("denoised", flush=True)
+                if on_step is not None and not on_step(step + 1, steps * len(views), view):
+                    raise RuntimeError("cancelled")
+            if on_view is not None:
+                on_view(number, view, camera)
+        return SimpleNamespace(frames=views, intrinsics=camera)
 
     def imagine(self, source_frame, intrinsics, steps=4, seed=0, on_step=None):
         for step in range(steps):
             if on_step is not None and not on_step(step + 1, steps, source_frame):
                 raise RuntimeError("cancelled")
         count = self.config.frames
-        return SimpleNamespace(frames=np.zeros((count, 64, 96, 3), dtype=np.uint8), T_reference_camera=path()[:count])
+        frames = np.zeros((count, 64, 96, 3), dtype=np.uint8)
+        return SimpleNamespace(frames=frames, T_reference_camera=path()[:count], intrinsics=intrinsics.resized(96, 64))
 
     def metres_per_unit(self, frames, intrinsics, T_world_camera):
         if np.ptp(T_world_camera[:, :3, 3], axis=0).max() < 1e-3:

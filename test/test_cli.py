@@ -16,8 +16,8 @@ import pytest
 
 from rays_as_pixels_model.media import open_video, read_trajectory, write_png
 from rays_as_pixels_ros import cli
-from rays_as_pixels_ros.command_estimate import overlapping_windows
 from rays_as_pixels_ros.trajectory_report import align_to, errors_against_truth
+from rays_as_pixels_ros.window import overlapping_windows
 
 COMMAND = [sys.executable, "-m", "rays_as_pixels_ros.cli"]
 

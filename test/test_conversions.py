@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
-from rays_as_pixels_model.geometry import Intrinsics
+from rays_as_pixels_model.geometry import Intrinsics, fit_frames
 from rays_as_pixels_ros import conversions as c
 
 
@@ -146,6 +146,22 @@ def test_distortion_is_undone(model, d):
     pinhole = points[:, :2] * f + (camera.cx - 0.5, camera.cy - 0.5)
     for point in pinhole:
         assert np.hypot(*(blobs - point).T).min() < 0.7
+
+
+def test_a_large_image_shrunk_before_its_distortion_is_undone_is_the_same_picture():
+    import cv2
+
+    small = np.random.default_rng(0).integers(0, 255, (27, 41, 3), dtype=np.uint8)
+    message = c.rgb_to_image(cv2.resize(small, (801, 603), interpolation=cv2.INTER_CUBIC), 0, "camera")
+    bent, straight = (c.camera_info(Intrinsics.from_fov(80, 801, 603), 0, "camera") for _ in range(2))
+    bent.d = [-0.28, 0.07, 0.0002, 0.0001, 0.0]
+    cases = (message, bent), (message, bent, (48, 36)), (message, straight)
+    pictures = [c.pinhole_frame(*case) for case in cases]
+    whole, first, flat = (fit_frames(frame[None], camera, 48, 36) for frame, camera in pictures)
+    assert pictures[1][0].shape == (150, 200, 3)
+    np.testing.assert_allclose(first[1].matrix(), whole[1].matrix(), rtol=0.01)
+    difference, undone = (np.abs(x[0].astype(float) - whole[0]).mean() for x in (first, flat))
+    assert difference < 4 and undone > 10 * difference, (difference, undone)  # of a picture of noise
 
 
 @given(seed=st.integers(0, 999))

@@ -75,7 +75,7 @@ def test_serialisation_equals_rosbags_and_comes_back(name):
 def test_defaults_and_python_types():
     from diagnostic_msgs.msg import DiagnosticStatus
     from geometry_msgs.msg import Quaternion
-    from sensor_msgs.msg import CameraInfo, Image
+    from sensor_msgs.msg import CameraInfo, Image, NavSatStatus
 
     assert Quaternion().w == 1.0 and Quaternion().x == 0.0
     assert isinstance(Image().data, array.array) and Image().data.typecode == "B"
@@ -86,6 +86,9 @@ def test_defaults_and_python_types():
     assert CameraInfo.get_fields_and_field_types()["k"] == "double[9]"
     received = deserialize(serialize(Image(data=b"abc")), Image)
     assert received.data == array.array("B", b"abc")
+    assert repr(CameraInfo(d=[1.0])).endswith("binning_x=0, binning_y=0, roi=" + repr(CameraInfo().roi) + ")")
+    assert "d=[1.0], k=array([0., 0., 0., 0., 0., 0., 0., 0., 0.])" in repr(CameraInfo(d=[1.0]))
+    assert NavSatStatus().status == NavSatStatus.STATUS__DEFAULT == -2 and Quaternion.W__DEFAULT == 1.0
     received.data.append(7)
     assert bytes(deserialize(serialize(received), Image).data) == b"abc\x07"
 

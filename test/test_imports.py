@@ -23,7 +23,10 @@ MAY_IMPORT = {
     "embedded_ros": set(),
 }
 # Beside nodes, these of rays_as_pixels_ros may import rclpy and messages (the doctor: to see whether rclpy is broken).
-ROS_FILES = {"parameters.py", "conversions.py", "entry_points.py", "render_client.py", "rays_as_pixels.py", "doctor.py"}
+ROS_FILES = {
+    "parameters.py", "conversions.py", "bag_messages.py", "entry_points.py", "render_client.py", "rays_as_pixels.py",
+    "doctor.py",
+}  # fmt: skip
 # The entry points put the embedded rclpy in place where no ROS 2 is sourced; the doctor reports which one it is.
 INSTALLERS = {"entry_points.py", "doctor.py", "demo.py"}
 # The embedded CvBridge and diagnostic updater stand in for the real ones where those are broken or missing.
@@ -32,9 +35,9 @@ EMBEDDED_ROS_FILES = {
 }  # fmt: skip
 # model/, lower to higher: a file imports only from before it.
 MODEL_ORDER = [
-    "config", "geometry", "media", "comparison", "raxels", "pluecker", "layout", "layers", "transformer", "wan",
-    "codec", "wan_codec", "joint", "schedule", "sampler", "checkpoint", "calibration", "wan_weights", "results",
-    "features", "closed_loop", "pipeline",
+    "config", "geometry", "media", "bags", "comparison", "raxels", "pluecker", "layout", "layers", "transformer", "wan",
+    "codec", "wan_codec", "engine", "joint", "schedule", "sampler", "memory", "checkpoint_folder", "checkpoint",
+    "calibration", "wan_weights", "onnx_engine", "results", "features", "closed_loop", "pipeline", "export",
 ]  # fmt: skip
 
 

@@ -19,15 +19,15 @@ import pytest
 
 NODES = {"trajectory_node", "view_synthesis_node", "camera_player", "render_client", "rays_as_pixels"}
 EXECUTABLES = NODES | {"rays-as-pixels"}
-FOLDERS = ("embedded_ros", "model", "rays_as_pixels_ros", "training")
+FOLDERS = ("benchmarks", "embedded_ros", "model", "rays_as_pixels_ros", "training")
 
 # Run by the Python under test, far from the checkout: what is installed, and from where.
 PROBE = """
 import json, pathlib, sys
-import embedded_ros, rays_as_pixels_model, rays_as_pixels_ros, rays_as_pixels_training
+import embedded_ros, rays_as_pixels_benchmarks, rays_as_pixels_model, rays_as_pixels_ros, rays_as_pixels_training
 from embedded_ros.definitions import own_texts
 from rays_as_pixels_model.geometry import Intrinsics
-packages = [embedded_ros, rays_as_pixels_model, rays_as_pixels_ros, rays_as_pixels_training]
+packages = [rays_as_pixels_benchmarks, embedded_ros, rays_as_pixels_model, rays_as_pixels_ros, rays_as_pixels_training]
 import rays_as_pixels_model.scenes, rays_as_pixels_training.data
 print(json.dumps({
     "folders": [str(pathlib.Path(p.__file__).resolve().parent) for p in packages],

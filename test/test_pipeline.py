@@ -91,14 +91,15 @@ def test_the_tasks_are_corners_of_one_schedule(pipe):
     r = torch.randn(model.latent_shapes(2, groups)[1], generator=torch.Generator().manual_seed(7))
     z = model.encode_frames(video, groups)
     for steps, solver in ((1, "euler"), (2, "euler"), (2, "midpoint")):
-        _, end = sample(lambda *a: model(*a, index, groups), z, r, Schedule(0, steps, solver))
+        _, end = sample(lambda *a: model.velocity(*a, index, groups), z, r, Schedule(0, steps, solver))
         found = pipe.estimate_batch(video, None, 0, steps, torch.Generator().manual_seed(7), solver=solver)
         torch.testing.assert_close(found, model.decode_rays(end))
     raxels, groups = torch.rand((2, 3, 32, 48, 3), generator=generator), (1, 1, 1)
     target = torch.randn(model.latent_shapes(2, (1,))[0], generator=torch.Generator().manual_seed(7))
     z = torch.cat([model.encode_frames(video[:, :2], (1, 1)), target], dim=1)
     is_source = torch.tensor([[True, True, False]] * 2)
-    end, _ = sample(lambda *a: model(*a, index, groups), z, model.encode_rays(raxels), Schedule(3, 0), is_source)
+    rays = model.encode_rays(raxels)
+    end, _ = sample(lambda *a: model.velocity(*a, index, groups), z, rays, Schedule(3, 0), is_source)
     found = pipe.render_batch(video[:, :2], raxels, 3, torch.Generator().manual_seed(7))
     torch.testing.assert_close(found, model.decode_frames(end[:, 2:], (1,)))
 

@@ -26,7 +26,7 @@ LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability
 OPTICAL, WORLD = "camera_optical", "world"
 CAMERA = Intrinsics.from_fov(70.0, 72, 48)
 WAIT = 30.0
-START = 90.0  # seconds for a process to start on a busy machine
+START = 240.0  # seconds for a process to start on a busy machine
 
 
 @contextmanager
@@ -44,13 +44,16 @@ def module_domain(offset):
 class Process:
     """A node process with its log."""
 
-    def __init__(self, folder, node, *ros_args, command=(str(HERE / "pixel_pipeline.py"),)):
+    def __init__(self, folder, node, *ros_args, command=(str(HERE / "pixel_pipeline.py"),), session=False):
         self.log = folder / f"{node}_{time.monotonic_ns()}.log"
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         arguments = ["--ros-args", *ros_args] if ros_args else []
         command = [sys.executable, "-u", *command, *node.split(), *arguments]
         with self.log.open("wb") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+            self._process = subprocess.Popen(
+                command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=session
+            )
+        self.pid = self._process.pid
 
     def __enter__(self):
         return self

@@ -143,7 +143,7 @@ class Trainer:
         """Make the model to start from: of a checkpoint, or new with a codec fitted to the clips."""
         latents = hasattr(self.source, "check_codec")  # the data is encoded already: the codec must be that one
         if fresh and self.run_config.init is not None:
-            model = load_checkpoint(self.run_config.init).train()
+            model = load_checkpoint(self.run_config.init).float().train()  # a file may hold bfloat16
         else:
             model = RaysAsPixels(shape)
             if fresh and not latents:

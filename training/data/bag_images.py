@@ -3,17 +3,18 @@
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
 import numpy as np
-from rosbags.highlevel import AnyReader, AnyReaderError
-from rosbags.typesys import Stores, get_typestore
+from rosbags.highlevel import AnyReader
+
+from rays_as_pixels_model.bags import BagError, open_bag
 
 from .posed import DatasetError
 
-IMAGE_TYPES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
 # Encoding to channels and the conversion to RGB (None: it is RGB).
 _ENCODINGS = {
     "rgb8": (3, None),
@@ -35,19 +36,13 @@ _ENCODINGS = {
 }
 
 
-@cache
-def _humble():
-    return get_typestore(Stores.ROS2_HUMBLE)
-
-
-def open_bag(path: Path) -> AnyReader:
-    """Open a bag of ROS 2 (sqlite3 or MCAP) or ROS 1; sqlite3 bags without message definitions read as Humble's."""
+@contextmanager
+def bags_as_datasets() -> Iterator[None]:
+    """Turn what is wrong with a bag into a DatasetError."""
     try:
-        reader = AnyReader([path], default_typestore=_humble())
-        reader.open()
-    except (AnyReaderError, OSError, ValueError) as error:
-        raise DatasetError(f"{path}: not a readable bag: {error}") from error
-    return reader
+        yield
+    except BagError as error:
+        raise DatasetError(str(error)) from error
 
 
 def decode(message, where: str) -> np.ndarray:
@@ -86,7 +81,8 @@ class BagImages:
 
     def __call__(self, index: int) -> np.ndarray:
         if self._reader is None:
-            self._reader = open_bag(self._path)
+            with bags_as_datasets():
+                self._reader = open_bag(self._path)
         connections = [c for c in self._reader.connections if c.topic == self._topic]
         time = int(self._received[index])
         skip = index - int(np.searchsorted(self._received, time))  # images received at the very same time before it

@@ -14,16 +14,17 @@ from pathlib import Path
 
 import numpy as np
 
+from rays_as_pixels_model.bags import IMAGE_TYPES, choose_info_topic, choose_topic, open_bag
 from rays_as_pixels_model.geometry import Distortion, GeometryError, Intrinsics
 
 from . import checks
-from .bag_images import IMAGE_TYPES, BagImages, decode, open_bag
+from .bag_images import BagImages, bags_as_datasets, decode
 from .bag_poses import Track, TransformTree, frame_name, pose_of, seconds
 from .posed import DatasetError, PosedVideo
 from .stamped import runs
 from .undistort import Undistorter, stated_lens, undistorter
 
-_INFO, _TF, _ODOMETRY = "sensor_msgs/msg/CameraInfo", "tf2_msgs/msg/TFMessage", "nav_msgs/msg/Odometry"
+_TF, _ODOMETRY = "tf2_msgs/msg/TFMessage", "nav_msgs/msg/Odometry"
 _ROS1_TF = "tf/msg/tfMessage"
 _WORLDS = ("odom", "map", "world")  # odom first: its poses never jump, and windows are short
 # Optical axes seen from REP 103 axes (x forward, y left, z up).
@@ -80,13 +81,18 @@ def open_videos(
     """
     if camera_axes not in ("optical", "ros"):
         raise DatasetError(f"{path}: camera_axes must be optical or ros, got {camera_axes!r}")
-    reader = open_bag(path)
+    with bags_as_datasets():
+        reader = open_bag(path)
     try:
         topics = {c.topic: c.msgtype for c in reader.connections}
-        image_topic = _one(path, topics, IMAGE_TYPES, image_topic, "image_topic")
-        info_topic = None if intrinsics else _info_topic(path, topics, image_topic, camera_info_topic)
-        if odometry_topic:
-            _one(path, topics, (_ODOMETRY,), odometry_topic, "odometry_topic")
+        with bags_as_datasets():
+            image_topic = choose_topic(path, topics, IMAGE_TYPES, image_topic, "image_topic")
+            info_topic = None
+            if not intrinsics:
+                option = "camera_info_topic (or intrinsics)"
+                info_topic = choose_info_topic(path, topics, image_topic, camera_info_topic, option)
+            if odometry_topic:
+                choose_topic(path, topics, (_ODOMETRY,), odometry_topic, "odometry_topic")
         contents = _read(path, reader, topics, image_topic, info_topic, odometry_topic)
     finally:
         reader.close()
@@ -120,25 +126,6 @@ def _video(name: str, part: np.ndarray, stamps, poses, lenses: list[Undistorter]
         load=lambda index: lenses[part[index]](load(int(part[index]))),
         metric=True,
     )
-
-
-def _one(path: Path, topics: dict[str, str], types: tuple[str, ...], wanted: str, option: str) -> str:
-    """Return the wanted topic, or the only one of a type."""
-    known = sorted(topic for topic, kind in topics.items() if kind in types)
-    if wanted in known or (not wanted and len(known) == 1):
-        return wanted or known[0]
-    kinds = " or ".join(kind.rpartition("/")[2] for kind in types)
-    asked = f"no {kinds} topic {wanted!r}" if wanted else ("several" if known else "no") + f" {kinds} topics"
-    raise DatasetError(f"{path}: {asked}; name {option}, one of: {', '.join(known) or '(the bag has none)'}")
-
-
-def _info_topic(path: Path, topics: dict[str, str], image_topic: str, wanted: str) -> str:
-    """Find the camera_info of an image topic: /camera/image_raw[/compressed] goes with /camera/camera_info."""
-    base = image_topic.removesuffix("/compressed")
-    beside = f"{base.rpartition('/')[0]}/camera_info"
-    if not wanted and topics.get(beside) == _INFO:
-        return beside
-    return _one(path, topics, (_INFO,), wanted, "camera_info_topic (or intrinsics)")
 
 
 def _read(path: Path, reader, topics, image_topic: str, info_topic: str | None, odometry_topic: str) -> _Contents:

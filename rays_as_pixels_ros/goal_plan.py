@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A checked goal to arrays: which images are its sources, and every pose in one frame.
+
+That frame is the optical frame of the newest source image at its stamp, or the frame of the first source pose when the
+goal brings its own images. TF is asked through two functions, so that nothing here knows who keeps it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from rays_as_pixels_model.geometry import Intrinsics
+
+from . import conversions
+from .goal_checks import RefusalError, is_live, steps_of
+from .window import RecentFrames
+
+
+@dataclass(frozen=True)
+class ViewsPlan:
+    """S sources, V views; frames (S, H, W, 3) uint8, poses (S or V, 4, 4) in one world; stamp in ns."""
+
+    frames: np.ndarray
+    T_world_source: np.ndarray
+    source_intrinsics: Intrinsics
+    T_world_target: np.ndarray
+    target_intrinsics: Intrinsics
+    metres_per_unit: float
+    steps: int
+    seed: int
+    stamp: int
+
+
+@dataclass(frozen=True)
+class ImaginePlan:
+    """The start image (H, W, 3) uint8, its camera, stamp (ns) and frame."""
+
+    rgb: np.ndarray
+    intrinsics: Intrinsics
+    stamp: int
+    frame_id: str
+    steps: int
+    seed: int
+
+
+class GoalPlanner:
+    """Make plans from goals, the live images and TF. Every method raises RefusalError with the reason."""
+
+    def __init__(
+        self,
+        p: Any,
+        frames: RecentFrames,
+        pipeline: Any,
+        lookup: Callable[[str, int, str, int], np.ndarray],
+        can_place: Callable[[set[str], str, int], bool],
+    ):
+        """
+        Args:
+            p: the node's parameters.
+            frames: the live images, each with stamp, frame_id, image, info and decode().
+            pipeline: the model.
+            lookup: (target, its stamp, source, its stamp) to T_target_source (4, 4); may raise RefusalError.
+            can_place: (frames, optical frame, stamp): whether TF knows all of them at that time.
+        """
+        self._p, self._frames, self._pipeline = p, frames, pipeline
+        self._lookup, self._can_place = lookup, can_place
+
+    def views(self, request: Any) -> ViewsPlan:
+        """Plan a RenderViews goal."""
+        if request.source_images:
+            frames, T_world_source, intrinsics, stamp, world = self._given_sources(request)
+            metres = self._p.metres_per_unit or self._estimated_unit(frames, intrinsics, T_world_source)
+        else:
+            live = self._live_sources(request)
+            stamp, world = live[0].stamp, live[0].frame_id
+            frames, intrinsics = _decode(live)
+            T_world_source = np.stack([self._moved(world, stamp, frame.stamp) for frame in live])
+            metres = self._p.metres_per_unit or self._live_unit(live[0])
+        T_world_target = np.stack([self._in_world(pose, world, stamp) for pose in request.poses])
+        target = intrinsics
+        if not conversions.is_zero(request.camera_info):
+            target, _ = conversions.camera_from_info(request.camera_info)
+        steps = steps_of(request.steps, self._p)
+        return ViewsPlan(
+            frames, T_world_source, intrinsics, T_world_target, target, metres, steps, int(request.seed), stamp
+        )  # fmt: skip
+
+    def imagine(self, request: Any) -> ImaginePlan:
+        """Plan an Imagine goal."""
+        newest, live = self._frames.newest(1), is_live(request)
+        if live and not newest:
+            raise RefusalError("no source frame yet")
+        image = newest[0].image if live else request.source_image
+        info = request.camera_info
+        if conversions.is_zero(info):
+            if not newest:
+                raise RefusalError("camera_info is empty and there is no live camera to take it from")
+            info = newest[0].info
+        rgb, intrinsics = conversions.pinhole_frame(image, info)
+        stamp, frame_id = conversions.stamp_ns(image.header.stamp), image.header.frame_id
+        return ImaginePlan(rgb, intrinsics, stamp, frame_id, steps_of(request.steps, self._p), int(request.seed))
+
+    def source_pixels(self, request: Any) -> int:
+        """Count the pixels of the source images that a RenderViews goal decodes."""
+        if request.source_images:
+            return sum(image.width * image.height for image in request.source_images)
+        newest = self._frames.newest(1)
+        window = 0 if self._p.metres_per_unit else self._pipeline.config.frames
+        return sum(f.info.width * f.info.height for f in newest) * (self._p.source_frames + window)
+
+    # Sources
+
+    def _live_sources(self, request: Any) -> list[Any]:
+        """Choose the live images, reference first: the newest, or the one whose stamp the poses name."""
+        held = self._frames.all()
+        if not held:
+            raise RefusalError("no source frame yet")
+        optical = held[0].frame_id
+        stamps = {conversions.stamp_ns(pose.header.stamp) for pose in request.poses if pose.header.frame_id == optical}
+        stamps.discard(0)
+        if len(stamps) > 1:
+            raise RefusalError(
+                f"poses in the camera's own frame '{optical}' have {len(stamps)} different stamps; use one"
+            )
+        if stamps:
+            stamp = stamps.pop()
+            while held and held[0].stamp != stamp:
+                held = held[1:]
+            if not held:
+                raise RefusalError(
+                    f"no image with stamp {stamp * 1e-9:.6f} is held any more (or yet); use a zero stamp for the newest"
+                )
+        else:
+            held = self._from_newest_placed(held, {pose.header.frame_id.lstrip("/") for pose in request.poses})
+        return held[:: self._p.buffer_stride][: self._p.source_frames]
+
+    def _from_newest_placed(self, held: list[Any], frames: set[str]) -> list[Any]:
+        """Drop the newest images that TF cannot place yet: a trajectory comes a window later than its images.
+
+        Images are held newest first. Where TF places none of them all are kept, and the look-up says what is missing.
+        """
+        optical = held[0].frame_id
+        wanted = frames - {optical} | (set() if self._p.metres_per_unit else {self._p.fixed_frame})
+        for index, frame in enumerate(held):
+            if self._can_place(wanted, optical, frame.stamp):
+                return held[index:]
+        return held
+
+    def _given_sources(self, request: Any):
+        """Decode the goal's own source images and bring their poses into the frame of the first one."""
+        info = request.source_camera_info
+        if conversions.is_zero(info):
+            newest = self._frames.newest(1)
+            if not newest:
+                raise RefusalError("source_camera_info is empty and there is no live camera to take it from")
+            info = newest[0].info
+        decoded = [conversions.pinhole_frame(image, info) for image in request.source_images]
+        first = request.source_poses[0].header
+        world, stamp = first.frame_id.lstrip("/"), conversions.stamp_ns(first.stamp)
+        T_world_source = np.stack([self._in_world(pose, world, stamp) for pose in request.source_poses])
+        return np.stack([rgb for rgb, _ in decoded]), T_world_source, decoded[0][1], stamp, world
+
+    # Poses
+
+    def _in_world(self, pose: Any, world: str, stamp: int) -> np.ndarray:
+        """Return a goal pose in frame `world` as that frame was at `stamp` (ns)."""
+        matrix = conversions.pose_to_matrix(pose.pose)
+        frame, own_stamp = pose.header.frame_id.lstrip("/"), conversions.stamp_ns(pose.header.stamp)
+        if frame == world and own_stamp in (0, stamp):
+            return matrix
+        if own_stamp in (0, stamp) or frame == self._p.fixed_frame:
+            return self._lookup(world, stamp, frame, stamp) @ matrix
+        return self._lookup(world, stamp, frame, own_stamp) @ matrix
+
+    def _moved(self, frame: str, stamp: int, other_stamp: int) -> np.ndarray:
+        """Return the pose of a moving frame at other_stamp, seen from itself at stamp."""
+        return np.eye(4) if stamp == other_stamp else self._lookup(frame, stamp, frame, other_stamp)
+
+    # Metres for a unit of the model
+
+    def _live_unit(self, reference: Any) -> float:
+        """Estimate metres per unit at the reference image from the live camera's motion in fixed_frame."""
+        count = self._pipeline.config.frames
+        held = [frame for frame in self._frames.all() if frame.frame_id == reference.frame_id]
+        older = [frame for frame in held if frame.stamp <= reference.stamp]
+        newer = [frame for frame in held[::-1] if frame.stamp >= reference.stamp]
+        stride = self._p.buffer_stride
+        # The unit is that of the first frame, so the reference goes first, whichever way time runs.
+        window = next((side[::stride][:count] for side in (older, newer) if len(side[::stride]) >= count), None)
+        if window is None:
+            raise RefusalError(
+                f"metres_per_unit is 0 (to be estimated), but only {len(held)} images are held; {count} that are "
+                f"{stride} apart are needed: wait, or set metres_per_unit"
+            )
+        frames, intrinsics = _decode(window)
+        poses = [self._lookup(self._p.fixed_frame, frame.stamp, frame.frame_id, frame.stamp) for frame in window]
+        return self._estimated_unit(frames, intrinsics, np.stack(poses))
+
+    def _estimated_unit(self, frames: np.ndarray, intrinsics: Intrinsics, T_world_camera: np.ndarray) -> float:
+        """Return metres per unit of a window (T, H, W, 3) with poses (T, 4, 4); the first is the reference."""
+        count = self._pipeline.config.frames
+        if len(frames) < count:
+            raise RefusalError(
+                f"metres_per_unit is 0 (to be estimated), but {len(frames)} source images are too few for that; "
+                f"{count} are needed: send more, or set metres_per_unit"
+            )
+        try:
+            return float(self._pipeline.metres_per_unit(frames[:count], intrinsics, T_world_camera[:count]))
+        except ValueError as error:
+            raise RefusalError(f"metres_per_unit cannot be estimated: {error}") from error
+
+
+def _decode(frames: list[Any]) -> tuple[np.ndarray, Intrinsics]:
+    """Decode live frames to (N, H, W, 3) and the camera of the first; raises RefusalError if sizes differ."""
+    decoded = [frame.decode() for frame in frames]
+    if len({rgb.shape for rgb, _ in decoded}) > 1:
+        raise RefusalError("the live images changed their size; wait until the buffer holds one size")
+    return np.stack([rgb for rgb, _ in decoded]), decoded[0][1]
