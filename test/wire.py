@@ -53,7 +53,6 @@ class Process:
             self._process = subprocess.Popen(
                 command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=session
             )
-        self.pid = self._process.pid
 
     def __enter__(self):
         return self
