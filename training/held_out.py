@@ -47,10 +47,7 @@ def held_out_windows(
     Raises:
         ValueError: unknown scenes.
     """
-    from rays_as_pixels_model.scenes import Profile
-
     name, difficulty = split_scenes(scenes)
-    Profile.parse(name, difficulty)  # before a seed is taken for one without free space
     bank = _bank(textures)
     config = ClipConfig(
         frames=clip_length(frames), width=size[0], height=size[1], scenes=name, difficulty=difficulty

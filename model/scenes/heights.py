@@ -26,7 +26,8 @@ class HeightField:
 
     def to(self, device: str | torch.device) -> HeightField:
         """Return the field with its tensors on `device`."""
-        return replace(self, **{f.name: v.to(device) for f in fields(self) if hasattr(v := getattr(self, f.name), "to")})
+        parts = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{k: v.to(device) for k, v in parts.items() if hasattr(v, "to")})
 
     def height(self, points: np.ndarray) -> np.ndarray:
         """Height below points (..., 2 or 3), metres."""

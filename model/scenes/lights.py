@@ -20,7 +20,8 @@ _BIAS = 1.2  # texels
 @dataclass(frozen=True)
 class Lighting:
     """sun, above, below: (3,) RGB; lamps: (L, 3) metres; power: (L, 3) RGB at one metre. shadow: (n, n) depth along the
-    light in metres, axes: (3, 3) rows right, down and along the light; corner: (3,) of the map, metres; reach: its side.
+    light in metres; axes: (3, 3) rows right, down and along the light; corner: (3,) of the map and reach: its side,
+    metres.
     """
 
     sun: torch.Tensor
@@ -35,7 +36,8 @@ class Lighting:
 
     def to(self, device: str | torch.device) -> Lighting:
         """Return the lighting with its tensors on `device`."""
-        return replace(self, **{f.name: v.to(device) for f in fields(self) if hasattr(v := getattr(self, f.name), "to")})
+        parts = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{k: v.to(device) for k, v in parts.items() if hasattr(v, "to")})
 
     def brightness(self, x, y, z, normal: list[torch.Tensor], towards: torch.Tensor) -> torch.Tensor:
         """RGB light (3, N) at points with unit normals; `towards`: (3,) unit vector to the sun."""

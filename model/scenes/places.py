@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Places of varied scenes: rooms, corridors, halls, streets, gardens and hills, with furniture, thin things and clutter.
+"""Places of varied scenes: rooms, corridors, halls, streets, gardens, hills; furniture, thin things and clutter.
 
 Metres, world z up. A place is built around the origin, where the camera is. Yaw turns about z, counter-clockwise.
 """
@@ -57,8 +57,8 @@ class _Parts:
         return self
 
     def add(self, kind: int, centre, half, axes: np.ndarray = _UP) -> None:
-        turned = self.axes @ axes
-        self.items.append((kind, self.position + self.axes @ np.asarray(centre, float), np.asarray(half, float), turned))
+        place = self.position + self.axes @ np.asarray(centre, float)
+        self.items.append((kind, place, np.asarray(half, float), self.axes @ axes))
 
     def box(self, x, y, z, hx, hy, hz, axes: np.ndarray = _UP) -> None:
         self.add(BOX, (x, y, z), (hx, hy, hz), axes)
@@ -283,7 +283,8 @@ def _street(rng, parts: _Parts, difficulty: float) -> None:
         y = rng.uniform(-0.9, 0.9) * width
         at(0, 0).tube((-40, y, z), (40, y + rng.uniform(-2, 2), z), 0.02)
     for _ in range(rng.integers(1, 3 + 2 * difficulty)):
-        at(rng.uniform(2.8, 18) * rng.choice([-1, 1]), rng.choice([-1, 1]) * max(width - 2.2, 1.8), own=rng.normal(0, 0.05))
+        x, y = rng.uniform(2.8, 18) * rng.choice([-1, 1]), rng.choice([-1, 1]) * max(width - 2.2, 1.8)
+        at(x, y, own=rng.normal(0, 0.05))
         _car(rng, parts)
     for _ in range(rng.integers(0, 3)):
         at(rng.uniform(3, 18) * rng.choice([-1, 1]), rng.choice([-1, 1]) * (width - 0.7))

@@ -41,7 +41,7 @@ def random_sensor(seed: int, frames: int, difficulty: float) -> Sensor:
     """Draw the camera of a clip; difficulty in (0, 1] is how far it may be from a perfect one."""
     rng = np.random.default_rng([seed, 103])
     d = difficulty
-    exposure = d * (rng.normal(0, 0.25) + rng.exponential(0.12) * _drift(rng, frames))
+    exposure = d * (rng.normal(0, 0.18) + rng.exponential(0.1) * _drift(rng, frames))
     balance = d * (rng.normal(0, 0.09) + rng.exponential(0.03) * _drift(rng, frames))
     green = d * (rng.normal(0, 0.03) + rng.exponential(0.01) * _drift(rng, frames))
     gain = np.exp(np.stack([exposure + balance, exposure + green, exposure - balance], axis=-1))
@@ -109,7 +109,8 @@ def _blur_along(x: torch.Tensor, path: torch.Tensor, longest: float) -> torch.Te
     path = path.permute(0, 2, 3, 1)
     total = torch.zeros_like(x)
     for share in np.linspace(-0.5, 0.5, _TAPS):
-        total += F.grid_sample(x, (grid + float(share) * path) * per_pixel - 1, padding_mode="border", align_corners=False)
+        where = (grid + float(share) * path) * per_pixel - 1
+        total += F.grid_sample(x, where, padding_mode="border", align_corners=False)
     return total / _TAPS
 
 
@@ -123,7 +124,8 @@ def _defocus(x: torch.Tensor, sigma: np.ndarray) -> torch.Tensor:
     kernel = torch.exp(-0.5 * (taps / deviation) ** 2)
     kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(3, 0)
     flat = x.reshape(1, -1, *x.shape[-2:])
-    for shape, pad in (((-1, 1, 1, len(taps)), (radius, radius, 0, 0)), ((-1, 1, len(taps), 1), (0, 0, radius, radius))):
+    n = len(taps)
+    for shape, pad in (((-1, 1, 1, n), (radius, radius, 0, 0)), ((-1, 1, n, 1), (0, 0, radius, radius))):
         flat = F.conv2d(F.pad(flat, pad, mode="replicate"), kernel.view(shape), groups=flat.shape[1])
     return flat.view(x.shape)
 

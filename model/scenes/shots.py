@@ -14,6 +14,7 @@ itself and draws from a generator of its own, so that the others stay as they ar
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,7 +24,7 @@ from .lights import lit
 from .motion import varied_path
 from .paths import random_path
 from .places import random_place
-from .render import render_tensors
+from .render import render, render_tensors
 from .scene import FIELD, Scene, random_scene
 from .sensor import Sensor, expose, random_sensor
 from .shapes import turned
@@ -97,10 +98,8 @@ def image_motion(depth: torch.Tensor, T_next_now: np.ndarray, intrinsics: Intrin
     u = torch.arange(width, device=depth.device) + 0.5
     v = (torch.arange(height, device=depth.device) + 0.5)[:, None]
     x, y = (u - intrinsics.cx) / intrinsics.fx * depth, (v - intrinsics.cy) / intrinsics.fy * depth
-    moved = [
-        T[:, k, 0, None, None] * x + T[:, k, 1, None, None] * y + T[:, k, 2, None, None] * depth + T[:, k, 3, None, None]
-        for k in range(3)
-    ]
+    rows = [[T[:, k, j, None, None] for j in range(4)] for k in range(3)]
+    moved = [a * x + b * y + c * depth + d for a, b, c, d in rows]
     ahead = moved[2].clamp(min=0.05)
     return torch.stack(
         [moved[0] / ahead * intrinsics.fx + intrinsics.cx - u, moved[1] / ahead * intrinsics.fy + intrinsics.cy - v], 1
@@ -135,8 +134,17 @@ def random_shot(
         poses = varied_path(seed, scene, frames, difficulty, style)
     else:
         poses = random_path(seed, scene, frames, style)
+    if "lights" in groups:
+        scene = replace(scene, exposure=scene.exposure * _metered(scene, poses[len(poses) // 2]))
     sensor = random_sensor(seed, frames, difficulty) if "sensor" in groups else None
     return Shot(scene, poses, distortion, sensor)
+
+
+def _metered(scene: Scene, T_world_camera: np.ndarray) -> float:
+    """Factor of the exposure that brings a view most of the way to middle brightness, as a camera's meter does."""
+    focal = 9.4  # 65 degrees wide
+    frames, _ = render(scene, T_world_camera[None], SimpleNamespace(fx=focal, fy=focal, cx=6, cy=4, width=12, height=8))
+    return float(np.clip(110.0 / max(frames.mean(), 1.0), 0.3, 4.0) ** 0.85)
 
 
 def varied_lens(seed: int, difficulty: float, fov_deg: tuple[float, float]) -> tuple[float, float, np.ndarray]:

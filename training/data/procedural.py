@@ -44,6 +44,13 @@ class ClipConfig:
     difficulty: float = 1.0
     ramp: int = 0
 
+    def __post_init__(self) -> None:
+        from rays_as_pixels_model.scenes import Profile
+
+        Profile.parse(self.scenes, self.difficulty)
+        if self.ramp < 0:
+            raise ValueError(f"ramp must be at least 0 clips, got {self.ramp}")
+
     def at(self, number: int) -> ClipConfig:
         """Return the config of the `number`-th clip of a pool."""
         if not self.ramp:
@@ -194,13 +201,20 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--offset", type=int, default=0)
     parser.add_argument("--limit", type=int)
     parser.add_argument("--textures")
+    parser.add_argument("--scenes", default="plain", help="of a new pool: plain, varied, or groups joined by '+'")
+    parser.add_argument("--difficulty", type=float, default=1.0, help="of a new pool: 0 to 1 (default: 1)")
+    parser.add_argument("--ramp", type=int, default=0, help="of a new pool: clips over which the difficulty rises")
     parser.add_argument("--with-parent", action="store_true", help="end when the process that started this one does")
     args = parser.parse_args(argv)
+    try:
+        config = ClipConfig(scenes=args.scenes, difficulty=args.difficulty, ramp=args.ramp)
+    except ValueError as error:
+        parser.error(str(error))
     start = time.time()
     fill(
         args.folder,
         slots=args.slots,
-        config=ClipConfig() if args.slots else None,
+        config=config if args.slots else None,
         first_seed=args.first_seed,
         stride=args.stride,
         offset=args.offset,
