@@ -68,6 +68,15 @@ def main(argv: list[str] | None = None) -> int:
     procedural = any(_scenes(name) for name in args.suite)
     if procedural and len(args.suite) > 1:
         parser.error(f"--suite takes 'procedural' or paths, got both: {' '.join(args.suite)}")
+    if procedural:
+        from .data.procedural import ClipConfig
+        from .held_out import split_scenes
+
+        try:
+            name, difficulty = split_scenes(_scenes(args.suite[0]))
+            ClipConfig(scenes=name, difficulty=difficulty)
+        except ValueError as error:
+            parser.error(f"--suite {args.suite[0]}: {error}")
     if procedural and (args.stride or args.option or args.kind != "auto"):
         parser.error("--stride, --kind and --option are for --suite PATH; the held-out windows are defined already")
     if not procedural and args.textures:

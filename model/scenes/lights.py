@@ -13,7 +13,7 @@ import torch
 from .scene import FIELD, ROOM, Scene
 from .shapes import rectangles, trace
 
-_SIDE = 192  # texels of the shadow map
+_SIDE = 128  # texels of the shadow map
 _BIAS = 1.2  # texels
 
 
