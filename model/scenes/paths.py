@@ -71,7 +71,7 @@ def _start(rng: np.random.Generator, scene: Scene):
     free = np.flatnonzero(clearance >= CLEARANCE + 0.15)
     if len(free) == 0:
         raise ValueError("the scene has no free space for a camera: every sampled point is within 0.55 m of a surface")
-    points = points[free[: 12 if scene.rotation is None else 5]]
+    points = points[free[:12]]
     yaw = rng.uniform(-np.pi, np.pi, len(points))
     pitch = np.radians(np.clip(rng.normal(-5, 9, len(points)), -25, 20))
     roll = np.radians(np.clip(rng.normal(0, 2.5, len(points)), -6, 6))
