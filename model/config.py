@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, fields, replace
 from typing import ClassVar
 
@@ -11,11 +12,11 @@ class ConfigError(ValueError):
     """A configuration that cannot be built; the message holds the value and what would be right."""
 
 
-def _check_counts(config, *names: str) -> None:
+def _check_counts(config, *names: str, least: int = 1) -> None:
     for name in names:
         value = getattr(config, name)
-        if type(value) is not int or value < 1:
-            raise ConfigError(f"{name} must be a whole number of at least 1, got {value!r}")
+        if type(value) is not int or value < least:
+            raise ConfigError(f"{name} must be a whole number of at least {least}, got {value!r}")
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,14 @@ class CodecConfig:
         _check_counts(self, "channels", "cell", "group")
         if not 18 <= self.channels <= 3 * self.cell**2:
             raise ConfigError(f"channels must be 18 (the polynomials) to {3 * self.cell**2}, got {self.channels}")
+
+
+def _check_transformer(config) -> None:
+    """What both transformers need: whole heads of even size, and known switches."""
+    if config.width % config.heads or (config.width // config.heads) % 2:
+        raise ConfigError(f"width {config.width} must split into {config.heads} heads of even size")
+    _check_choice("attention", config.attention, ATTENTIONS)
+    _check_choice("projections", config.projections, PROJECTIONS)
 
 
 ATTENTIONS = ("dsca", "joint")
@@ -70,13 +79,9 @@ class TransformerConfig:
 
     def __post_init__(self) -> None:
         _check_counts(self, "width", "depth", "heads", "ffn_width", "patch")
-        if getattr(self, "embed_hidden", 0):
-            _check_counts(self, "embed_hidden")
-        if self.width % self.heads or (self.width // self.heads) % 2:
-            raise ConfigError(f"width {self.width} must split into {self.heads} heads of even size")
+        _check_counts(self, "embed_hidden", least=0)
         _check_choice("prediction", self.prediction, ("data", "velocity"))
-        _check_choice("attention", self.attention, ATTENTIONS)
-        _check_choice("projections", self.projections, PROJECTIONS)
+        _check_transformer(self)
 
 
 @dataclass(frozen=True)
@@ -99,9 +104,9 @@ class WanCodecConfig:
 
     def __post_init__(self) -> None:
         _check_counts(self, "channels", "base", "blocks")
-        _check_choice("kind", self.kind, ("wan",))
-        if type(self.ray_scale) not in (int, float) or not 0 < self.ray_scale < float("inf"):
+        if type(self.ray_scale) not in (int, float) or not 0 < self.ray_scale < math.inf:
             raise ConfigError(f"ray_scale must be a positive, finite number, got {self.ray_scale!r}")
+        _check_choice("kind", self.kind, ("wan",))
 
 
 @dataclass(frozen=True)
@@ -132,10 +137,7 @@ class WanTransformerConfig:
         counts = ("width", "depth", "heads", "ffn_width", "patch", "text_width", "text_tokens", "time_features")
         _check_counts(self, *counts)
         _check_choice("kind", self.kind, ("wan",))
-        if self.width % self.heads or (self.width // self.heads) % 2:
-            raise ConfigError(f"width {self.width} must split into {self.heads} heads of even size")
-        _check_choice("attention", self.attention, ATTENTIONS)
-        _check_choice("projections", self.projections, PROJECTIONS)
+        _check_transformer(self)
 
 
 @dataclass(frozen=True)

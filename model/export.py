@@ -183,6 +183,14 @@ class _Open(Layout):
         return self.times_z
 
 
+class _LatentFrame(Layout):
+    """One latent frame by itself: what the codec's graphs take, and no sequence."""
+
+    def __init__(self, frames: int) -> None:
+        for name, value in {"groups": (frames,), "times": None, "exists": None}.items():
+            object.__setattr__(self, name, value)
+
+
 class _Graph(nn.Module):
     """One graph of a model: what its inputs are called, which axes are open, and what it computes."""
 
@@ -194,7 +202,7 @@ class _Graph(nn.Module):
         if self.name != "velocity":
             call = getattr(self.model, self.name.replace("_image", "_frames").replace("_video", "_frames"))
             group = self.model.config.codec.group if "video" in self.name else 1
-            return call(*args, *(() if "rays" in self.name else ((group,),)))
+            return call(*args, *(() if "rays" in self.name else (_LatentFrame(group),)))
         images, video, r, t_z, t_r, reference, times_z, times_r = args
         layout = _Open(images.shape[1], times_z, times_r)
         return self.model.transformer(torch.cat([images, video], dim=1), r, t_z, t_r, reference, layout)

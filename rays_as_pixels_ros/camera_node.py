@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +18,7 @@ from rclpy.clock import Clock, ClockType
 from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, State, TransitionCallbackReturn
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from rays_as_pixels_model.geometry import Intrinsics
@@ -274,7 +277,18 @@ def autostart(node: CameraNode) -> bool:
 
 def run_nodes(make_nodes: Callable[[], list[CameraNode]], args: list[str] | None, threads: int = 8) -> int:
     """Run nodes in one process until SIGINT or SIGTERM; returns the exit code (1: a node could not be configured)."""
-    rclpy.init(args=args)
+    # rclpy's own handlers close the context at once: a goal in work could neither be answered nor end.
+    rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+    running, stopping = threading.Event(), threading.Event()
+
+    def on_signal(number, frame):
+        first = not stopping.is_set()
+        stopping.set()
+        if first and not running.is_set():  # loading a large model takes minutes
+            raise KeyboardInterrupt
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, on_signal)
     nodes: list[CameraNode] = []
     executor = MultiThreadedExecutor(num_threads=threads)
     try:
@@ -283,12 +297,11 @@ def run_nodes(make_nodes: Callable[[], list[CameraNode]], args: list[str] | None
             executor.add_node(node)
         if not all(autostart(node) for node in nodes):
             return 1
-        executor.spin()
+        running.set()
+        while rclpy.ok() and not stopping.is_set():
+            executor.spin_once(timeout_sec=0.1)
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
-    except Exception:  # a signal in the middle of a callback makes its next call on ROS fail
-        if rclpy.ok():
-            raise
     finally:
         for node in nodes:
             node.stop()

@@ -272,7 +272,7 @@ def test_nothing_is_overwritten_without_force(tmp_path, capsys):
 def test_options_are_the_nodes_parameters():
     """Names and defaults are those of trajectory_node; what a recording has no use for is left out."""
     left_out = {"autostart", "image_transport", "image_qos", "silence_timeout", "queue_size", "publish_raxels",
-                "carry_scale", "max_scale_step"}  # fmt: skip
+                "carry_scale", "max_scale_step", "loop_every"}  # fmt: skip
     args = command_bag.build_parser().parse_args(["in", "--out", "out"])
     for parameter in parameters.TRAJECTORY:
         if parameter.name not in left_out:

@@ -163,6 +163,7 @@ def test_who_owns_what_on_the_network(node):
     from rclpy.topic_endpoint_info import TopicEndpointTypeEnum
 
     string, trigger, owner = ["std_msgs/msg/String"], ["std_srvs/srv/Trigger"], ("owner", "/robot")
+    node.create_publisher(String, "/mine", 1)
     with Process(OWNER) as process:
         process.line("ready")
         assert spin_until(node, lambda: "/robot/owner" in node.get_fully_qualified_node_names())
@@ -170,6 +171,7 @@ def test_who_owns_what_on_the_network(node):
         published = node.get_publisher_names_and_types_by_node(*owner)
         assert ("/robot/spoken", string) in published and ("/rosout", ["rcl_interfaces/msg/Log"]) in published
         assert ("/robot/heard", string) not in published
+        assert not any(topic == "/mine" for topic, _ in published)
         assert node.get_subscriber_names_and_types_by_node(*owner) == [("/robot/heard", string)]
         served = node.get_service_names_and_types_by_node(*owner)
         assert ("/robot/served", trigger) in served and ("/robot/called", trigger) not in served

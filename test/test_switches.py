@@ -123,11 +123,13 @@ def test_a_fitted_model_trains_and_reads_cameras_back(encoding):
     model = RaysAsPixels(dataclasses.replace(SMALL, width=96).switched(camera_encoding=encoding))
     pool = Clips()
     fit_codec(model, pool, windows=48)
-    task = TrainConfig(batch=8, tasks=(1, 0, 0), slots=12)
+    task = TrainConfig(batch=64, tasks=(1, 0, 0), slots=12)
     batch = draw_step(pool, task, model.config, 0)[0]
     raxels = batch.windows.raxels()
     r = model.encode_rays(raxels)
-    assert 0.3 < r.std() < 1.7  # eight windows of twelve cameras: about 1
+    mean = r.mean((2, 3), keepdim=True)
+    for part in (mean, r - mean):  # each channel has a spread of 1, or less below the floor
+        assert 0.5 < part.flatten(0, 3).std(0).max() < 1.5
     assert (model.decode_rays(r) - raxels).abs().max() < 0.02
     (z_t, r_t), (_, u) = noised(model, batch, torch.Generator().manual_seed(0))
     weights = ray_weights(r, batch.windows.reference)

@@ -45,6 +45,9 @@ class TrainConfig:
         view_frames: images in a view step, sources and targets.
         max_stride: largest stride of a video window within its clip.
         precision: of the matrix products; auto takes bfloat16 where it is faster.
+        scenes: rendered scenes: plain, varied, or groups of variety joined by '+' (docs/scenes.md).
+        difficulty: of varied scenes, 0 to 1.
+        ramp: clips over which the difficulty rises from 0 (a curriculum); 0 starts with all of it.
         slots: clips in the pool of rendered scenes.
         min_clips: rendered clips before the first step.
         seed: of weights, batches and noise.
@@ -74,6 +77,9 @@ class TrainConfig:
     view_frames: int = 3
     max_stride: int = 3
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    scenes: str = "plain"
+    difficulty: float = 1.0
+    ramp: int = 0
     slots: int = 24_000
     min_clips: int = 512
     seed: int = 0
@@ -100,7 +106,9 @@ class TrainConfig:
             raise ValueError(f"batch {self.batch} cannot be cut into {self.parts} equal parts")
         if self.mixed_images < 2:
             raise ValueError(f"mixed_images must be at least 2 (a source and a target), got {self.mixed_images}")
-        for name in ("mixed", "known_intrinsics", "pose_at_start"):
+        if self.ramp < 0:
+            raise ValueError(f"ramp must be at least 0 clips, got {self.ramp}")
+        for name in ("mixed", "known_intrinsics", "pose_at_start", "difficulty"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
         for name in ("weight_decay", "cosine_weight", "motion_weight"):

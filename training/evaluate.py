@@ -3,6 +3,7 @@
 
     rays-as-pixels eval                                   # the shipped checkpoint, 200 held-out windows
     rays-as-pixels eval --checkpoint DIR --windows 500 --json eval.json --plots plots
+    rays-as-pixels eval --suite procedural:varied         # or one group of variety: procedural:sensor
     rays-as-pixels eval --suite my_images/ my_bag.mcap --stride 2
 
 What a held-out window is: `held_out.py`. A PATH is any dataset that training reads; its videos are cut into windows
@@ -27,8 +28,9 @@ def make_parser() -> argparse.ArgumentParser:
     whole = _at_least_one
     parser.add_argument("--checkpoint", metavar="DIR", help="folder (default: the shipped one)")
     parser.add_argument(
-        "--suite", nargs="+", default=[_PROCEDURAL], metavar="PATH", help="'procedural' (default), or paths of datasets"
-    )
+        "--suite", nargs="+", default=[_PROCEDURAL], metavar="PATH",
+        help="'procedural' (default), 'procedural:varied' (docs/scenes.md), or paths of datasets",
+    )  # fmt: skip
     parser.add_argument("--windows", type=whole, default=200, metavar="N", help="at most this many (default: 200)")
     parser.add_argument("--stride", type=whole, help="frames from one to the next in a window of PATH (default: 1)")
     parser.add_argument("--kind", default="auto", help="what PATH is (default: found by its files)")
@@ -63,9 +65,18 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     parser = make_parser()
     args = parser.parse_args(argv)
-    procedural = _PROCEDURAL in args.suite
+    procedural = any(_scenes(name) for name in args.suite)
     if procedural and len(args.suite) > 1:
         parser.error(f"--suite takes 'procedural' or paths, got both: {' '.join(args.suite)}")
+    if procedural:
+        from .data.procedural import ClipConfig
+        from .held_out import split_scenes
+
+        try:
+            name, difficulty = split_scenes(_scenes(args.suite[0]))
+            ClipConfig(scenes=name, difficulty=difficulty)
+        except ValueError as error:
+            parser.error(f"--suite {args.suite[0]}: {error}")
     if procedural and (args.stride or args.option or args.kind != "auto"):
         parser.error("--stride, --kind and --option are for --suite PATH; the held-out windows are defined already")
     if not procedural and args.textures:
@@ -114,14 +125,20 @@ def _run(args) -> int:
     return 0
 
 
+def _scenes(name: str) -> str | None:
+    """What follows 'procedural:' in the name of a suite, 'plain' where nothing does; None for a path."""
+    kind, colon, scenes = name.partition(":")
+    return (scenes if colon else "plain") if kind == _PROCEDURAL else None
+
+
 def make_windows(args, pipe) -> list:
     """Cut or render the windows that the arguments ask for."""
     from .eval_windows import video_windows
     from .held_out import held_out_windows
 
     size = (pipe.config.width, pipe.config.height)
-    if args.suite == [_PROCEDURAL]:
-        return held_out_windows(args.windows, pipe.config.frames, size, args.textures)
+    if scenes := _scenes(args.suite[0]):
+        return held_out_windows(args.windows, pipe.config.frames, size, args.textures, scenes)
     from .data import open_dataset
     from .data.registry import parse_options
 
@@ -139,7 +156,7 @@ def make_report(args, pipe, windows, found, cases, trajectories, weights) -> dic
     report = {
         "windows": len(windows),
         "suite": args.suite,
-        "stride": None if args.suite == [_PROCEDURAL] else args.stride or 1,
+        "stride": None if _scenes(args.suite[0]) else args.stride or 1,
         "seed": args.seed,
         "least_motion": args.least_motion,
         "pose": pose_report(found, windows, least_motion=args.least_motion),
@@ -149,7 +166,7 @@ def make_report(args, pipe, windows, found, cases, trajectories, weights) -> dic
     clips = {}
     for row, window in enumerate(windows):
         clips.setdefault(window.clip, []).append(row)
-    if args.suite != [_PROCEDURAL]:
+    if not _scenes(args.suite[0]):
         paths = trajectory_report(trajectories)
         report["clips"] = {
             clip: {

@@ -16,7 +16,7 @@ import numpy as np
 
 from rays_as_pixels_model.geometry import invert
 
-from .data.procedural import HELD_OUT_SEED, Clip, ClipConfig, make_clip
+from .data.procedural import HELD_OUT_SEED, Clip, ClipConfig, make_clip, make_shot
 from .eval_windows import VIEW_CASES, EvalWindow, ViewCase
 
 FULL_SCALE = 4
@@ -33,17 +33,39 @@ def held_out_clips(count: int, config: ClipConfig, textures: str | None = None, 
     return [clip for _, clip in _clips(count, config, _bank(textures), first)]
 
 
-def held_out_windows(count: int, frames: int, size: tuple[int, int], textures: str | None = None) -> list[EvalWindow]:
+def held_out_windows(
+    count: int, frames: int, size: tuple[int, int], textures: str | None = None, scenes: str = "plain"
+) -> list[EvalWindow]:
     """Render the held-out windows of a model.
 
     Args:
         count: windows, one from each scene.
         frames: T; size: (width, height) of the model.
         textures: folder of photos; its held-out files are used.
+        scenes: plain, varied or groups of variety, with @DIFFICULTY if it is not 1.
+
+    Raises:
+        ValueError: unknown scenes.
     """
+    name, difficulty = split_scenes(scenes)
     bank = _bank(textures)
-    config = ClipConfig(frames=clip_length(frames), width=size[0], height=size[1])
-    return [_window(seed, clip, bank, frames) for seed, clip in _clips(count, config, bank)]
+    config = ClipConfig(
+        frames=clip_length(frames), width=size[0], height=size[1], scenes=name, difficulty=difficulty
+    )  # fmt: skip
+    return [_window(seed, clip, bank, config, frames) for seed, clip in _clips(count, config, bank)]
+
+
+def split_scenes(text: str) -> tuple[str, float]:
+    """Split 'varied@0.5' into the name and the difficulty (1 where none is given).
+
+    Raises:
+        ValueError: the difficulty is no number.
+    """
+    name, at, difficulty = text.partition("@")
+    try:
+        return name, float(difficulty) if at else 1.0
+    except ValueError:
+        raise ValueError(f"scenes {text!r}: what follows @ must be a difficulty from 0 to 1") from None
 
 
 def _bank(textures: str | None):
@@ -63,16 +85,14 @@ def _clips(count: int, config: ClipConfig, bank, first: int = 0) -> Iterator[tup
         seed += 1
 
 
-def _window(seed: int, clip: Clip, bank, frames: int) -> EvalWindow:
+def _window(seed: int, clip: Clip, bank, config: ClipConfig, frames: int) -> EvalWindow:
     index = _FIRST + _STRIDE * np.arange(frames)
     poses, unit = clip.T_world_camera, float(clip.scene_scale[_FIRST])
     camera = clip.intrinsics
     large = camera.resized(FULL_SCALE * camera.width, FULL_SCALE * camera.height)
 
     def full() -> np.ndarray:
-        from rays_as_pixels_model.scenes import random_scene, render
-
-        return render(random_scene(seed, bank), poses[index], large)[0]
+        return make_shot(seed, bank, config)[0].render(large, index)[0]
 
     before = invert(poses[_FIRST - _STRIDE]) @ poses[_FIRST]
     before[:3, 3] /= unit

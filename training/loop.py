@@ -252,8 +252,11 @@ class Trainer:
             if self.run_config.eval_data is not None:
                 self._held_out = read_held_out(self.run_config.eval_data, count, shape)
                 return self._held_out
-            size = ClipConfig(frames=self.source.clip_frames, height=shape.height, width=shape.width)
-            self._held_out = render_held_out(count, size, self.run_config.textures)
+            clip = ClipConfig(
+                frames=self.source.clip_frames, height=shape.height, width=shape.width,
+                scenes=self.config.scenes, difficulty=self.config.difficulty,
+            )  # fmt: skip
+            self._held_out = render_held_out(count, clip, self.run_config.textures)
         return self._held_out
 
     # -- writing --------------------------------------------------------------------------------------------------

@@ -133,7 +133,10 @@ def _open_source(settings: Settings, processes):
     if settings.run.data is not None:
         return open_shards(settings.run.data, settings.train.seed)
     config, run, shape = settings.train, settings.run, model_config(settings.train)
-    clip = ClipConfig(frames=max(13, 2 * shape.frames), height=shape.height, width=shape.width)
+    clip = ClipConfig(
+        frames=max(13, 2 * shape.frames), height=shape.height, width=shape.width,
+        scenes=config.scenes, difficulty=config.difficulty, ramp=config.ramp,
+    )  # fmt: skip
     folder = run.pool or run.out / "clips"
     exists = (Path(folder) / "pool.json").exists()
     if processes.count > 1 and not exists:
@@ -142,6 +145,12 @@ def _open_source(settings: Settings, processes):
             "rays_as_pixels_training.data.procedural FOLDER --slots N --limit N` first, then give --pool FOLDER"
         )
     pool = ClipPool(folder, None if exists else clip, config.slots)
+    ours, held = ((c.scenes, c.difficulty, c.ramp) for c in (clip, pool.config))
+    if ours != held:
+        raise ValueError(
+            f"{folder} holds clips of scenes {held[0]}, difficulty {held[1]:g}, ramp {held[2]}, not of {ours[0]}, "
+            f"{ours[1]:g}, {ours[2]}: give the same, or another --pool"
+        )
     return PoolSource(pool, run.out / "clips_seen.jsonl" if processes.count == 1 else None)
 
 

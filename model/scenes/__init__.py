@@ -4,6 +4,10 @@
 from .paths import random_path
 from .render import render
 from .scene import Scene, random_scene
+from .shots import GROUPS, Profile, Shot, random_shot, varied_lens
 from .textures import TextureBank
 
-__all__ = ["Scene", "TextureBank", "random_path", "random_scene", "render"]
+__all__ = [
+    "GROUPS", "Profile", "Scene", "Shot", "TextureBank", "random_path", "random_scene", "random_shot", "render",
+    "varied_lens",
+]  # fmt: skip

@@ -66,6 +66,7 @@ def _start(rng: np.random.Generator, scene: Scene):
     reach = np.minimum(scene.half[0, :2].numpy(), 5.0) - CLEARANCE
     top = min(2.0, 2 * float(scene.half[0, 2]) - 0.5)
     points = rng.uniform([-reach[0], -reach[1], 0.6], [reach[0], reach[1], top], (256, 3))
+    points[:, 2] += scene.ground(points)
     clearance = scene.clearance(points)
     free = np.flatnonzero(clearance >= CLEARANCE + 0.15)
     if len(free) == 0:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ray casting of procedural scenes in torch: all rays at once, one loop over the primitives, one shading pass.
 
+Scenes with `rotation` are cast by `shapes.py`, all others here, and all are shaded here.
+
 Axis letters: F frames and n pixels of a chunk, N = F n rays. Rays have z = 1 along the optical axis, so the ray
 parameter is the z-depth. Pixel (column, row) has its centre at (column + 0.5, row + 0.5).
 """
@@ -13,6 +15,7 @@ import numpy as np
 import torch
 
 from .scene import BOX, CYLINDER, ROOM, Scene
+from .shapes import rectangles, surface, trace
 
 if TYPE_CHECKING:
     from ..geometry import Intrinsics
@@ -23,7 +26,13 @@ _NEAR = 1e-3  # metres
 
 @torch.no_grad()
 def render(
-    scene: Scene, T_world_camera: np.ndarray, intrinsics: Intrinsics, device: str | torch.device = "cpu"
+    scene: Scene,
+    T_world_camera: np.ndarray,
+    intrinsics: Intrinsics,
+    device: str | torch.device = "cpu",
+    *,
+    distortion: float = 0.0,
+    times: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Render a scene from known cameras.
 
@@ -31,35 +40,92 @@ def render(
         T_world_camera: (T, 4, 4), camera to world, optical axes, metres.
         intrinsics: pinhole camera; its width and height are the size of the frames.
         device: where to compute.
+        distortion: k of a lens whose pixel at radius r (slope, from the axis) looks along slope r (1 + k r^2); only
+            scenes with `rotation`.
+        times: (T,) frame numbers of surfaces that move their texture; None: 0, 1, ...
 
     Returns:
         frames: (T, H, W, 3) uint8 RGB.
         depth: (T, H, W) float32, metres along the optical axis.
     """
+    frames, depth = render_tensors(scene, T_world_camera, intrinsics, device, distortion=distortion, times=times)
+    return frames.cpu().numpy(), depth.cpu().numpy()
+
+
+@torch.no_grad()
+def render_tensors(
+    scene: Scene,
+    T_world_camera: np.ndarray,
+    intrinsics: Intrinsics,
+    device: str | torch.device = "cpu",
+    *,
+    distortion: float = 0.0,
+    times: np.ndarray | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `render`, with the results left on the device."""
     poses = np.asarray(T_world_camera, dtype=np.float64)
     if poses.ndim != 3 or poses.shape[1:] != (4, 4):
         raise ValueError(f"T_world_camera has shape {poses.shape}; it must be (frames, 4, 4)")
     scene = scene.to(device)
+    turned = scene.rotation is not None
+    if distortion and not turned:
+        raise ValueError(f"distortion is {distortion}; it must be 0 for a scene without rotation")
     count, height, width = len(poses), int(intrinsics.height), int(intrinsics.width)
     pixels = height * width
     # fewer pixels in a row of memory when one frame is larger than a chunk, several frames when it is smaller
     step = min(pixels, _CHUNK)
+    if turned:
+        step = max(width, step // width * width)
     group = max(1, _CHUNK // pixels)
-    visible = _visible(scene, poses, intrinsics)
     x, y = _pixel_rays(intrinsics, device)
+    if turned:
+        stretch = 1 + distortion * (x * x + y * y)
+        x, y = x * stretch, y * stretch
+        visible = rectangles(scene, _projection(intrinsics, distortion), poses, height, width)
+    else:
+        visible = _visible(scene, poses, intrinsics)
     tables = _tables(scene)
+    number = torch.as_tensor(np.arange(count) if times is None else times, dtype=torch.float32, device=device)
     frames = torch.empty((count, pixels, 3), dtype=torch.uint8, device=device)
     depth = torch.empty((count, pixels), dtype=torch.float32, device=device)
     for f in range(0, count, group):
         T = torch.as_tensor(poses[f : f + group], dtype=torch.float32, device=device)
-        seen = np.flatnonzero(visible[f : f + group].any(axis=0)).tolist()
         for p in range(0, pixels, step):
             direction = _rotate(T, x[p : p + step], y[p : p + step])
-            t, primitive = _intersect(scene, T[:, :3, 3], direction, seen)
-            colour = _shade(scene, tables, T[:, :3, 3], direction, t, primitive, 1.0 / float(intrinsics.fx))
+            if turned:
+                t, primitive = _trace_rows(scene, T, direction, visible[f : f + group], p // width, width)
+            else:
+                seen = np.flatnonzero(visible[f : f + group].any(axis=0)).tolist()
+                t, primitive = _intersect(scene, T[:, :3, 3], direction, seen)
+            pixel, now = 1.0 / float(intrinsics.fx), number[f : f + group]
+            colour = _shade(scene, tables, T[:, :3, 3], direction, t, primitive, pixel, now)
             frames[f : f + group, p : p + step] = colour.view(*t.shape, 3)
             depth[f : f + group, p : p + step] = t
-    return frames.view(count, height, width, 3).cpu().numpy(), depth.view(count, height, width).cpu().numpy()
+    return frames.view(count, height, width, 3), depth.view(count, height, width)
+
+
+def _projection(intrinsics: Intrinsics, distortion: float):
+    """Points in the camera to pixels, and how far off the lens may put them."""
+    left, right = intrinsics.cx / intrinsics.fx, (intrinsics.width - intrinsics.cx) / intrinsics.fx
+    top, bottom = intrinsics.cy / intrinsics.fy, (intrinsics.height - intrinsics.cy) / intrinsics.fy
+    radius = np.hypot(max(left, right), max(top, bottom))
+    margin = 1.0 + 1.5 * abs(distortion) * radius**3 * max(intrinsics.fx, intrinsics.fy)
+
+    def project(points: np.ndarray) -> tuple[np.ndarray, float]:
+        uv = points[..., :2] / points[..., 2:] * [intrinsics.fx, intrinsics.fy] + [intrinsics.cx, intrinsics.cy]
+        return uv, margin
+
+    return project
+
+
+def _trace_rows(scene: Scene, T: torch.Tensor, direction: list[torch.Tensor], reach: np.ndarray, row: int, width: int):
+    """Cast the rows from `row` on. T: (F, 4, 4); direction: 3 x (F, n); returns depth and primitive, both (F, n)."""
+    count, n = direction[0].shape
+    own = reach.copy()
+    own[..., :2] = np.clip(own[..., :2] - row, 0, n // width)
+    origin = [T[:, k, 3].view(-1, 1, 1) for k in range(3)]
+    t, primitive = trace(scene, origin, [d.view(count, -1, width) for d in direction], own)
+    return t.view(count, n), primitive.view(count, n)
 
 
 @torch.no_grad()
@@ -68,6 +134,10 @@ def cast_depth(scene: Scene, T_world_camera: np.ndarray, intrinsics: Intrinsics)
     poses = np.asarray(T_world_camera, dtype=np.float64)
     T = torch.as_tensor(poses, dtype=torch.float32)
     x, y = _pixel_rays(intrinsics, "cpu")
+    if scene.rotation is not None:
+        size = int(intrinsics.height), int(intrinsics.width)
+        reach = rectangles(scene, _projection(intrinsics, 0.0), poses, *size)
+        return _trace_rows(scene, T, _rotate(T, x, y), reach, 0, size[1])[0].view(-1, *size).numpy()
     seen = np.flatnonzero(_visible(scene, poses, intrinsics).any(axis=0)).tolist()
     t, _ = _intersect(scene, T[:, :3, 3], _rotate(T, x, y), seen)
     return t.view(len(poses), int(intrinsics.height), int(intrinsics.width)).numpy()
@@ -172,11 +242,44 @@ def _shade(
     t: torch.Tensor,
     primitive: torch.Tensor,
     pixel: float,
+    number: torch.Tensor,
 ) -> torch.Tensor:
     """Colour of every hit. pixel: angle of a pixel in radians at the image centre. Returns (N, 3) uint8."""
     primitives, surfaces = tables
     p = primitive.view(-1)
     x, y, z = ((origin[:, k : k + 1] + t * direction[k]).view(-1) for k in range(3))
+    if scene.rotation is None:
+        face, s, q, (nx, ny, nz) = _surface(primitives, p, x, y, z)
+    else:
+        face, s, q, (nx, ny, nz) = surface(scene, p, x, y, z)
+
+    dx, dy, dz = (d.reshape(-1) for d in direction)
+    length = torch.sqrt(dx * dx + dy * dy + dz * dz)
+    facing = (nx * dx + ny * dy + nz * dz).abs_() / length
+    # side of a pixel's footprint in metres: geometric mean of its two axes on the surface
+    footprint = t.view(-1) * pixel * torch.rsqrt(facing.clamp_(min=0.04))
+    row = 6 * p + face.int()
+    material = surfaces.index_select(1, row)
+    shift = None
+    if scene.roll is not None:
+        shift = scene.roll.t().index_select(1, row) * number[:, None].expand_as(t).reshape(-1)
+    first = _fetch(scene.texels, material[5:14], s, q, footprint, shift)  # (3, N)
+    second = _fetch(scene.texels, material[14:23], s, q, footprint)
+    if scene.lighting is None:
+        lambert = (nx * scene.light[0] + ny * scene.light[1] + nz * scene.light[2]).clamp_(min=0.0)
+        brightness = (scene.ambient + (1.08 - scene.ambient) * lambert) * scene.exposure
+    else:
+        brightness = scene.lighting.brightness(x, y, z, [nx, ny, nz], scene.light) * scene.exposure
+    tint, blend, is_sky = material[:3], material[3], material[4]
+    colour = first * (second.sub_(0.5).mul_(2 * blend).add_(1.0)) * tint * brightness
+    if scene.outdoor:
+        colour = torch.lerp(colour, _sky(scene, dz / length, first), is_sky)
+    colour = colour.mul_(408.0).div_(colour.mul(0.8 / 408.0).add_(1.0))  # 255 * 1.6 x / (1 + 0.8 x): soft highlights
+    return colour.clamp_(0.0, 255.0).to(torch.uint8).t()
+
+
+def _surface(primitives: torch.Tensor, p: torch.Tensor, x: torch.Tensor, y: torch.Tensor, z: torch.Tensor):
+    """Face, surface coordinates in metres and outward normal of hits (N,) on upright primitives."""
     cx, cy, cz, ix, iy, iz, cos, sin, kind = primitives.index_select(1, p).unbind(0)
     x, y, z = x - cx, y - cy, z - cz
     lx, ly = cos * x + sin * y, cos * y - sin * x
@@ -203,22 +306,7 @@ def _shade(
         q[curved] = torch.where(cap, ly[curved], torch.where(ball, torch.asin((vz / radius).clamp(-1, 1)) * radius, vz))
         nx[curved], ny[curved] = torch.where(cap, 0.0, vx), torch.where(cap, 0.0, vy)
         nz[curved] = torch.where(cap, torch.sign(vz), torch.where(ball, vz / radius, 0.0))
-
-    dx, dy, dz = (d.reshape(-1) for d in direction)
-    length = torch.sqrt(dx * dx + dy * dy + dz * dz)
-    facing = (nx * dx + ny * dy + nz * dz).abs_() / length
-    # side of a pixel's footprint in metres: geometric mean of its two axes on the surface
-    footprint = t.view(-1) * pixel * torch.rsqrt(facing.clamp_(min=0.04))
-    material = surfaces.index_select(1, 6 * p + face.int())
-    first, second = (_fetch(scene.texels, material[k : k + 9], s, q, footprint) for k in (5, 14))  # (3, N) each
-    lambert = (nx * scene.light[0] + ny * scene.light[1] + nz * scene.light[2]).clamp_(min=0.0)
-    brightness = (scene.ambient + (1.08 - scene.ambient) * lambert) * scene.exposure
-    tint, blend, is_sky = material[:3], material[3], material[4]
-    colour = first * (second.sub_(0.5).mul_(2 * blend).add_(1.0)) * tint * brightness
-    if scene.outdoor:
-        colour = torch.lerp(colour, _sky(scene, dz / length, first), is_sky)
-    colour = colour.mul_(408.0).div_(colour.mul(0.8 / 408.0).add_(1.0))  # 255 * 1.6 x / (1 + 0.8 x): soft highlights
-    return colour.clamp_(0.0, 255.0).to(torch.uint8).t()
+    return face, s, q, (nx, ny, nz)
 
 
 def _sky(scene: Scene, rise: torch.Tensor, clouds: torch.Tensor) -> torch.Tensor:
@@ -229,13 +317,21 @@ def _sky(scene: Scene, rise: torch.Tensor, clouds: torch.Tensor) -> torch.Tensor
 
 
 def _fetch(
-    texels: torch.Tensor, material: torch.Tensor, s: torch.Tensor, q: torch.Tensor, footprint: torch.Tensor
+    texels: torch.Tensor,
+    material: torch.Tensor,
+    s: torch.Tensor,
+    q: torch.Tensor,
+    footprint: torch.Tensor,
+    shift: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Trilinear texture look-up, mirrored at the borders. material: (9, N); s, q, footprint: (N,) metres.
+    """Trilinear texture look-up, mirrored at the borders. material: (9, N); s, q, footprint: (N,) metres;
+    shift: (2, N) texture repeats.
 
     Returns (3, N) float32 in [0, 1]. Indices are kept in float32, exact below 2^24.
     """
     a, b, c, d, e, f, texels_per_metre, log2, start = material.unbind(0)
+    if shift is not None:
+        e, f = e + shift[0], f + shift[1]
     u, v = _mirror(a * s + b * q + e), _mirror(c * s + d * q + f)
     lod = torch.minimum(torch.log2(footprint * texels_per_metre).clamp_(min=0.0), log2)
     fine = lod.floor()

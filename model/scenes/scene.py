@@ -8,13 +8,18 @@ of the primitive; a cylinder uses face 0 for its side, a sphere face 0 for all o
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from .textures import TextureBank
 
-ROOM, BOX, CYLINDER, SPHERE = range(4)  # ROOM: a box seen from inside, always primitive 0
+if TYPE_CHECKING:
+    from .heights import HeightField
+    from .lights import Lighting
+
+ROOM, BOX, CYLINDER, SPHERE, FIELD = range(5)  # ROOM: a box seen from inside, always primitive 0
 _TEXTURES_PER_SCENE = 14
 
 
@@ -27,6 +32,10 @@ class Scene:
     texture repeats, (s, t) metres on the surface; density: (S, 2) repeats per metre; tint: (S, 3); blend: (S,) weight
     of layer 2; is_sky: (S,) bool. texels: (N,) int32, r | g << 8 | b << 16; texture_start, texture_log2: (K,) int64.
     light: (3,) unit vector towards it; sky: (2, 3) RGB at the horizon and above.
+
+    What follows only varied scenes have (`places.py`, `lights.py`). rotation: (P, 3, 3), axes of each primitive in the
+    world, in place of yaw; a sphere is then an ellipsoid. field: ground that is not flat, the primitive of kind FIELD.
+    lighting: lamps and shadows. roll: (S, 2) texture repeats that a surface's first layer moves by from frame to frame.
     """
 
     kind: torch.Tensor
@@ -46,11 +55,15 @@ class Scene:
     sky: torch.Tensor
     ambient: float
     exposure: float
+    rotation: torch.Tensor | None = None
+    field: HeightField | None = None
+    lighting: Lighting | None = None
+    roll: torch.Tensor | None = None
 
     def to(self, device: str | torch.device) -> Scene:
         """Return the scene with its tensors on `device`."""
-        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{k: v.to(device) for k, v in tensors.items() if isinstance(v, torch.Tensor)})
+        parts = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{k: v.to(device) for k, v in parts.items() if hasattr(v, "to")})
 
     @property
     def outdoor(self) -> bool:
@@ -64,24 +77,48 @@ class Scene:
             points: (..., 3) world, metres.
         """
         p = points[..., None, :] - self.centre.numpy().astype(np.float64)
-        cos, sin = np.cos(self.yaw.numpy()), np.sin(self.yaw.numpy())
-        local = np.stack([cos * p[..., 0] + sin * p[..., 1], cos * p[..., 1] - sin * p[..., 0], p[..., 2]], axis=-1)
+        if self.rotation is None:
+            cos, sin = np.cos(self.yaw.numpy()), np.sin(self.yaw.numpy())
+            local = np.stack([cos * p[..., 0] + sin * p[..., 1], cos * p[..., 1] - sin * p[..., 0], p[..., 2]], axis=-1)
+        else:
+            local = np.einsum("...pi,pij->...pj", p, self.rotation.numpy().astype(np.float64))
         half, kind = self.half.numpy(), self.kind.numpy()
         beyond = np.abs(local) - half
         box = np.linalg.norm(np.maximum(beyond, 0), axis=-1) + np.minimum(beyond.max(axis=-1), 0)
         side = np.hypot(local[..., 0], local[..., 1]) - half[:, 0]
         ends = beyond[..., 2]
         cylinder = np.hypot(np.maximum(side, 0), np.maximum(ends, 0)) + np.minimum(np.maximum(side, ends), 0)
-        sphere = np.linalg.norm(local, axis=-1) - half[:, 0]
-        distance = np.choose(kind, [-box, box, cylinder, sphere])
+        if self.rotation is None:
+            sphere = np.linalg.norm(local, axis=-1) - half[:, 0]
+        else:  # never more than the distance to the ellipsoid
+            sphere = (np.linalg.norm(local / half, axis=-1) - 1) * half.min(axis=-1)
+        ground = np.full_like(box, np.inf) if self.field is None else self.field.clearance(points)[..., None]
+        distance = np.choose(kind, np.broadcast_arrays(-box, box, cylinder, sphere, ground))
         return distance.min(axis=-1)
+
+    def ground(self, points: np.ndarray) -> np.ndarray:
+        """Height of the ground in metres below points (..., 2 or 3)."""
+        return np.zeros(points.shape[:-1]) if self.field is None else np.maximum(self.field.height(points), 0.0)
 
 
 def random_scene(seed: int, bank: TextureBank) -> Scene:
     """Make a scene: about 70 % rooms, 30 % open ground under a sky. The same seed and bank give the same scene."""
     rng = np.random.default_rng([seed, 11])
     outdoor = rng.random() < 0.3
-    kind, centre, half, yaw = _outdoor(rng) if outdoor else _indoor(rng)
+    return furnish(rng, bank, *(_outdoor(rng) if outdoor else _indoor(rng)), outdoor=outdoor)
+
+
+def furnish(
+    rng: np.random.Generator,
+    bank: TextureBank,
+    kind: np.ndarray,
+    centre: np.ndarray,
+    half: np.ndarray,
+    yaw: np.ndarray,
+    *,
+    outdoor: bool,
+) -> Scene:
+    """Draw materials and light for a geometry; its arrays are as in `Scene`."""
     names = bank.sample(rng, _TEXTURES_PER_SCENE)
     textures = [bank.load(name) for name in names]
     sizes = np.array([len(t.texels) for t in textures])

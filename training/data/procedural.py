@@ -11,12 +11,16 @@ import argparse
 import json
 import os
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from rays_as_pixels_model.geometry import Intrinsics
+
+if TYPE_CHECKING:
+    from rays_as_pixels_model.scenes import Shot
 
 CELL = 8  # pixels to a cell of the depth maps, as in the codec
 HELD_OUT_SEED = 1 << 40  # scenes from here on are never rendered for training
@@ -24,12 +28,34 @@ HELD_OUT_SEED = 1 << 40  # scenes from here on are never rendered for training
 
 @dataclass(frozen=True)
 class ClipConfig:
-    """What one clip is."""
+    """What one clip is.
+
+    Attributes:
+        scenes: plain, varied, or groups of variety joined by '+' (`model/scenes/shots.py`).
+        difficulty: 0 to 1, how strong they are.
+        ramp: clips in a pool over which the difficulty rises from 0; 0 starts with all of it.
+    """
 
     frames: int = 13
     height: int = 64
     width: int = 96
     fov_deg: tuple[float, float] = (40.0, 85.0)
+    scenes: str = "plain"
+    difficulty: float = 1.0
+    ramp: int = 0
+
+    def __post_init__(self) -> None:
+        from rays_as_pixels_model.scenes import Profile
+
+        Profile.parse(self.scenes, self.difficulty)
+        if self.ramp < 0:
+            raise ValueError(f"ramp must be at least 0 clips, got {self.ramp}")
+
+    def at(self, number: int) -> ClipConfig:
+        """Return the config of the `number`-th clip of a pool."""
+        if not self.ramp:
+            return self
+        return replace(self, difficulty=self.difficulty * min(number / self.ramp, 1.0), ramp=0)
 
 
 @dataclass(frozen=True)
@@ -45,20 +71,36 @@ class Clip:
     inverse_depth: np.ndarray
 
 
-def make_clip(seed: int, bank, config: ClipConfig, style: str | None = None) -> Clip:
-    """Render the clip of a seed; `bank` is a scenes.TextureBank."""
-    from rays_as_pixels_model.scenes import random_path, random_scene, render
+def make_shot(seed: int, bank, config: ClipConfig, style: str | None = None) -> tuple[Shot, Intrinsics]:
+    """Draw the scene, path and camera of a seed; `bank` is a scenes.TextureBank.
 
-    rng = np.random.default_rng([seed, 71])
-    scene = random_scene(seed, bank)
-    T_world_camera = random_path(seed, scene, config.frames, style)
-    focal = Intrinsics.from_fov(rng.uniform(*config.fov_deg), config.width, config.height).fx
-    centre = np.array([config.width, config.height]) * (0.5 + rng.uniform(-0.03, 0.03, 2))
-    intrinsics = Intrinsics(focal, focal * rng.uniform(0.98, 1.02), *centre, config.width, config.height)
-    frames, depth = render(scene, T_world_camera, intrinsics)
+    Raises:
+        ValueError: a scene without free space for a camera.
+    """
+    from rays_as_pixels_model.scenes import Profile, random_shot, varied_lens
+
+    profile = Profile.parse(config.scenes, config.difficulty)
+    size = np.array([config.width, config.height])
+    if "lens" in profile.groups:
+        fov, aspect, centre = varied_lens(seed, profile.difficulty, config.fov_deg)
+        focal = Intrinsics.from_fov(fov, config.width, config.height).fx
+        centre = size * centre
+    else:
+        rng = np.random.default_rng([seed, 71])
+        focal = Intrinsics.from_fov(rng.uniform(*config.fov_deg), config.width, config.height).fx
+        centre = size * (0.5 + rng.uniform(-0.03, 0.03, 2))
+        aspect = rng.uniform(0.98, 1.02)
+    intrinsics = Intrinsics(focal, focal * aspect, *centre, config.width, config.height)
+    return random_shot(seed, bank, config.frames, profile, style), intrinsics
+
+
+def make_clip(seed: int, bank, config: ClipConfig, style: str | None = None, device: str = "cpu") -> Clip:
+    """Render the clip of a seed; `bank` is a scenes.TextureBank."""
+    shot, intrinsics = make_shot(seed, bank, config, style)
+    frames, depth = shot.render(intrinsics, device=device)
     cells = (len(depth), config.height // CELL, CELL, config.width // CELL, CELL)
     inverse_depth = (1.0 / depth).reshape(cells).mean((2, 4))
-    return Clip(frames, T_world_camera, intrinsics, 1.0 / inverse_depth.mean((1, 2)), inverse_depth)
+    return Clip(frames, shot.T_world_camera, intrinsics, 1.0 / inverse_depth.mean((1, 2)), inverse_depth)
 
 
 class ClipPool:
@@ -141,7 +183,7 @@ def fill(
             number += stride
             continue
         try:
-            clip = make_clip(first_seed + number, bank, pool.config)
+            clip = make_clip(first_seed + number, bank, pool.config.at(number))
         except ValueError:  # a scene without free space for a camera: the next seed takes its slot
             first_seed += pool.slots
             continue
@@ -159,13 +201,20 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--offset", type=int, default=0)
     parser.add_argument("--limit", type=int)
     parser.add_argument("--textures")
+    parser.add_argument("--scenes", default="plain", help="of a new pool: plain, varied, or groups joined by '+'")
+    parser.add_argument("--difficulty", type=float, default=1.0, help="of a new pool: 0 to 1 (default: 1)")
+    parser.add_argument("--ramp", type=int, default=0, help="of a new pool: clips over which the difficulty rises")
     parser.add_argument("--with-parent", action="store_true", help="end when the process that started this one does")
     args = parser.parse_args(argv)
+    try:
+        config = ClipConfig(scenes=args.scenes, difficulty=args.difficulty, ramp=args.ramp)
+    except ValueError as error:
+        parser.error(str(error))
     start = time.time()
     fill(
         args.folder,
         slots=args.slots,
-        config=ClipConfig() if args.slots else None,
+        config=config if args.slots else None,
         first_seed=args.first_seed,
         stride=args.stride,
         offset=args.offset,

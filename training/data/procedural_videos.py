@@ -69,6 +69,8 @@ def open_videos(
     height: int = 64,
     held_out: bool = False,
     textures: str | None = None,
+    scenes: str = "plain",
+    difficulty: float = 1.0,
 ) -> Sequence[PosedVideo]:
     """Render scenes.
 
@@ -77,6 +79,7 @@ def open_videos(
         frames, width, height: of each clip.
         held_out: seeds and textures that training never sees.
         textures: folder of photos used beside the built-in textures.
+        scenes, difficulty: plain, varied or groups of variety; how strong they are, 0 to 1.
     """
     from rays_as_pixels_model.scenes import TextureBank
 
@@ -86,5 +89,8 @@ def open_videos(
             f"{frames}, {width}, {height} and {seed}"
         )
     bank = TextureBank.default(split="held_out" if held_out else "train", folder=textures)
-    config = ClipConfig(frames=frames, height=height, width=width)
+    try:
+        config = ClipConfig(frames=frames, height=height, width=width, scenes=scenes, difficulty=difficulty)
+    except ValueError as error:
+        raise DatasetError(f"procedural: {error}") from None
     return ProceduralVideos(clips, seed + (HELD_OUT_SEED if held_out else 0), config, bank)
