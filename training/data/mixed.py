@@ -54,7 +54,11 @@ def cut_mixed(
         layouts.append(Layout.window(images, length, times, group))
         rows.append(torch.from_numpy(np.concatenate([index, video])))
         sources.append(int(rng.integers(1, images + (length > 0))))
-    layout, frame_index, latent_index = batch_layouts(layouts)
+    # Room for the longest video in every batch: one shape, and the same layers in use on all processes.
+    room = Layout.window(images, frames, group=group)
+    layout, frame_index, latent_index = batch_layouts([*layouts, room])
+    frame_index, latent_index = frame_index[:-1], latent_index[:-1]
+    layout = Layout(layout.groups, layout.times[:-1], layout.exists[:-1])
     index = pad_frames(rows, frame_index).numpy()  # padding holds frame 0, which nobody sees
     if encoded:
         windows = clips.cut_mixed(slots, index, layout.images)
