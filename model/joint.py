@@ -74,13 +74,13 @@ class RaysAsPixels(nn.Module):
     @torch.no_grad()
     def encode_frames(self, frames: Tensor, layout: Layout | tuple[int, ...]) -> Tensor:
         """(B, T, H, W, 3) in [-1, 1] to z: (B, L, h, w, C)."""
-        groups = layout.groups if isinstance(layout, Layout) else layout  # any groups: a codec knows no sequence
+        groups = Layout.of(layout).groups
         return self.normaliser.video_in(self.codec.encode(frames, groups), groups)
 
     @torch.no_grad()
     def decode_frames(self, z: Tensor, layout: Layout | tuple[int, ...]) -> Tensor:
         """z (B, L, h, w, C) to (B, T, H, W, 3), clamped to [-1, 1]."""
-        groups = layout.groups if isinstance(layout, Layout) else layout  # any groups: a codec knows no sequence
+        groups = Layout.of(layout).groups
         return self.codec.decode(self.normaliser.video_out(z, groups), groups).clamp(-1, 1)
 
     @torch.no_grad()
