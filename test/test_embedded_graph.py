@@ -167,7 +167,12 @@ def test_who_owns_what_on_the_network(node):
     with Process(OWNER) as process:
         process.line("ready")
         assert spin_until(node, lambda: "/robot/owner" in node.get_fully_qualified_node_names())
-        assert spin_until(node, lambda: node.count_clients("/robot/called") == 1)
+        # Writers and readers are discovered one by one, in no set order.
+        assert spin_until(node, lambda: node.count_clients("/robot/called") and node.count_services("/robot/served"))
+        assert spin_until(node, lambda: node.count_publishers("/robot/spoken") and node.count_publishers("/rosout") > 1)
+        assert spin_until(node, lambda: node.count_subscribers("/robot/heard"))
+        assert spin_until(node, lambda: node.count_services("/robot/owner/list_parameters"))
+        assert spin_until(node, lambda: node.get_client_names_and_types_by_node(*owner))
         published = node.get_publisher_names_and_types_by_node(*owner)
         assert ("/robot/spoken", string) in published and ("/rosout", ["rcl_interfaces/msg/Log"]) in published
         assert ("/robot/heard", string) not in published
