@@ -197,7 +197,8 @@ def test_frames_of_several_cameras_are_judged_as_one(pipe):
     looks = [128 + 100 * np.sin(8 * (u - k.cx) / k.fx) * np.cos(8 * (v - k.cy) / k.fy) for k in cameras]
     pictures = [np.repeat(look[..., None], 3, 2).astype(np.uint8) for look in looks]
     poses = np.tile(np.eye(4), (frames + 1, 1, 1))
-    video = PosedVideo("zoom", np.arange(frames + 1.0), poses, cameras, pictures.__getitem__, scene_scale=np.ones(frames + 1))
+    times, scale = np.arange(frames + 1.0), np.ones(frames + 1)
+    video = PosedVideo("zoom", times, poses, cameras, pictures.__getitem__, scene_scale=scale)
     (window,) = video_windows([video], 1, frames, (width, height))
     assert window.intrinsics.fx == pytest.approx(100) == window.full_intrinsics.fx
     assert min(psnr(window.frames[0], frame) for frame in window.frames[1:]) > 30
