@@ -19,7 +19,6 @@ from rays_as_pixels_model.joint import RaysAsPixels
 from rays_as_pixels_model.raxels import read_cameras
 from rays_as_pixels_training.baselines import constant_velocity, rotation_warp
 from rays_as_pixels_training.config import RunConfig, TrainConfig
-from rays_as_pixels_training.data.procedural import ClipConfig, ClipPool, fill
 from rays_as_pixels_training.data.source import PoolSource
 from rays_as_pixels_training.data.windows import cut_windows
 from rays_as_pixels_training.loop import Trainer
@@ -28,15 +27,6 @@ from rays_as_pixels_training.metrics import pose_errors, psnr
 from rays_as_pixels_training.optimizer import Muon, orthogonalise
 from rays_as_pixels_training.state import read_facts, states
 from rays_as_pixels_training.tasks import draw_step
-
-
-@pytest.fixture(scope="module")
-def pool(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pool")
-    threads = torch.get_num_threads()
-    fill(folder, slots=6, first_seed=0, stride=1, offset=0, textures=None, config=ClipConfig(), limit=6)
-    torch.set_num_threads(threads)
-    return ClipPool(folder)
 
 
 def test_the_loss_is_mse_plus_half_of_one_minus_cosine():
