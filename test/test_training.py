@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from rays_as_pixels_model.checkpoint import save_checkpoint
+from rays_as_pixels_model.checkpoint import default_checkpoint, save_checkpoint
 from rays_as_pixels_model.config import preset
 from rays_as_pixels_model.geometry import Intrinsics
 from rays_as_pixels_model.joint import RaysAsPixels
@@ -146,6 +146,14 @@ def _run(out, pool, *more, **kwargs):
     command = [sys.executable, "-m", "rays_as_pixels_training.train", "--out", str(out), "--pool", str(pool)]
     command += ["--workers", "0", "--min-clips", "6", "--batch", "2", "--steps", "10", *more]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **kwargs)
+
+
+def test_wrong_shards_to_evaluate_on_are_told_before_the_first_step(tmp_path, pool):
+    with pytest.raises(ValueError, match="holds no shards.json"):
+        Trainer(
+            TrainConfig(batch=2, steps=1), RunConfig(tmp_path, init=default_checkpoint(), eval_data=tmp_path / "none"),
+            PoolSource(pool),
+        )  # fmt: skip
 
 
 def test_a_run_can_start_from_a_checkpoint(tmp_path, pool):
