@@ -349,6 +349,12 @@ def test_a_pool_that_is_missing_clips_is_an_error_with_the_way_out(tmp_path, cap
     assert "--workers 1" in err and len([line for line in err.splitlines() if "error" in line]) == 1
 
 
+def test_a_wrong_folder_of_textures_is_one_line(tmp_path, capsys):
+    assert main(["--out", str(tmp_path / "run"), "--textures", str(tmp_path / "none")]) == 2
+    words = capsys.readouterr().err.strip()
+    assert words.count("\n") == 0 and "none" in words and not (tmp_path / "run").exists()
+
+
 def test_memory_is_counted_from_the_model():
     shape = preset("micro")
     found = count_memory("micro")
