@@ -46,7 +46,10 @@ def save_checkpoint(folder: Path | str, model: RaysAsPixels, card: str, training
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    save_file(state, temporary / WEIGHTS)
+    try:
+        save_file(state, temporary / WEIGHTS)
+    except SafetensorError as error:  # a full disk, for one
+        raise CheckpointError(f"{folder} cannot be written: {error}") from None
     (temporary / WEIGHTS).chmod(0o644)  # safetensors makes it readable by its owner only
     about = {"format": FORMAT, "model": model.config.to_dict(), "training": training or {}}
     (temporary / "config.json").write_text(json.dumps(about, indent=1) + "\n")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,6 +28,11 @@ _EXIF_TURNED = 5  # this orientation and above swap width and height
 
 class MediaError(ValueError):
     """Input or output that cannot be read or written; the message is one line and names the file."""
+
+
+def by_number(name: str) -> list[str | int]:
+    """Return a sorting key under which numbers in file names count by value: frame_2 comes before frame_10."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 
 class Video:
@@ -142,7 +148,8 @@ def open_video(path: str | os.PathLike, fps: float | None = None) -> Video:
         return Capture(name, name)
     if (place / "cameras.json").is_file():
         return _posed_images(place, fps)
-    files = sorted(file for file in place.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+    files = [file for file in place.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES]
+    files.sort(key=lambda file: by_number(file.name))
     if not files:
         raise MediaError(f"{name}: no images in this folder (looked for {' '.join(IMAGE_SUFFIXES)}, and cameras.json)")
     return ImageSequence(name, files, fps or DEFAULT_FPS)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the subcommands' argument parsers share; imports only the standard library, so that --help is quick."""
+"""What the subcommands' argument parsers share; imports nothing heavy, so that --help is quick."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import argparse
 import math
 import sys
 from typing import NoReturn
+
+from rays_as_pixels_model.arguments import integer
 
 PROGRAM = "rays-as-pixels"
 
@@ -30,21 +32,6 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
 def command_parser(command: str, description: str) -> Parser:
     """Make the parser of a subcommand."""
     return Parser(prog=f"{PROGRAM} {command}", description=description, formatter_class=_Formatter)
-
-
-def integer(least: int):
-    """Make an argument type: a whole number that is at least `least`."""
-
-    def parse(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"'{text}' is not a whole number") from None
-        if value < least:
-            raise argparse.ArgumentTypeError(f"{value} is too small, it must be at least {least}")
-        return value
-
-    return parse
 
 
 def number(low: float, high: float):

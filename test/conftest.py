@@ -77,3 +77,17 @@ def shared_data(repository):
     if not folder.is_dir():
         pytest.skip(f"needs the shared clips and textures: set RAP_DATA (looked in {folder})")
     return folder
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory):
+    """A pool of six rendered clips."""
+    import torch
+
+    from rays_as_pixels_training.data.procedural import ClipConfig, ClipPool, fill
+
+    folder = tmp_path_factory.mktemp("pool")
+    threads = torch.get_num_threads()
+    fill(folder, slots=6, first_seed=0, stride=1, offset=0, textures=None, config=ClipConfig(), limit=6)
+    torch.set_num_threads(threads)
+    return ClipPool(folder)

@@ -127,6 +127,17 @@ def test_nerfstudio(tmp_path):
     np.testing.assert_allclose(video.times, np.arange(6) / 20)
 
 
+def test_frames_are_in_the_order_of_their_numbers(tmp_path):
+    write_nerfstudio(tmp_path)
+    file, data = tmp_path / "transforms.json", json.loads((tmp_path / "transforms.json").read_text())
+    for frame in data["frames"]:
+        new = f"images/r_{8 + int(frame['file_path'][-9:-4])}.png"  # r_8, r_9, r_10, ...
+        (tmp_path / frame["file_path"]).rename(tmp_path / new)
+        frame["file_path"] = new
+    file.write_text(json.dumps(data))
+    assert_same_cameras(open_dataset(tmp_path)[0])
+
+
 @pytest.mark.parametrize("images, options", [("images_4", {}), ("mine", {"images": "mine"})])
 def test_nerfstudio_with_smaller_images_than_stated(tmp_path, images, options):
     write_nerfstudio(tmp_path, images=images, factor=4)
@@ -202,7 +213,7 @@ def test_tum_leaves_out_images_without_ground_truth_and_splits_at_gaps(tmp_path)
 
 
 def test_procedural_videos_are_the_clips_of_the_renderer():
-    pytest.importorskip("skimage")
+    pytest.importorskip("skimage", reason="needs scikit-image")
     videos = open_dataset("procedural", clips=2, seed=3, frames=5, width=120, height=80)
     assert len(videos) == 2 and len(videos[1]) == 5
     np.testing.assert_array_equal(videos[0].load(1), open_dataset("procedural", clips=1, seed=3, frames=5,

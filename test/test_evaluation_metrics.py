@@ -80,7 +80,7 @@ def test_ssim_of_equal_and_of_unrelated_pictures():
 @settings(max_examples=15, deadline=None)
 @given(st.integers(0, 10_000), st.floats(0.2, 5))
 def test_ate_ignores_the_frame_and_sim3_the_unit(seed, scale):
-    pytest.importorskip("evo")
+    pytest.importorskip("evo", reason="needs evo: pip install evo")
     from rays_as_pixels_training.trajectory_metrics import trajectory_errors
 
     truth = random_path(seed, frames=8)
@@ -97,7 +97,7 @@ def test_ate_ignores_the_frame_and_sim3_the_unit(seed, scale):
 
 
 def test_ate_is_the_least_residual_also_where_evo_cannot_align():
-    pytest.importorskip("evo")
+    pytest.importorskip("evo", reason="needs evo: pip install evo")
     from rays_as_pixels_training.trajectory_metrics import trajectory_errors
 
     truth = random_path(3)

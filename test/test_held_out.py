@@ -5,15 +5,17 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from rays_as_pixels_model.comparison import psnr
-from rays_as_pixels_model.geometry import invert, rotation_angle_deg
+from rays_as_pixels_model.geometry import Intrinsics, invert, rotation_angle_deg
 from rays_as_pixels_model.pipeline import Pipeline
 from rays_as_pixels_training import evaluate
+from rays_as_pixels_training.data.posed import PosedVideo
 from rays_as_pixels_training.data.procedural import ClipConfig
 from rays_as_pixels_training.eval_pose import (
     clip_trajectories,
@@ -23,7 +25,7 @@ from rays_as_pixels_training.eval_pose import (
     window_raxels,
 )
 from rays_as_pixels_training.eval_views import closed_loop, render_cases, view_report
-from rays_as_pixels_training.eval_windows import whole_clips
+from rays_as_pixels_training.eval_windows import video_windows, whole_clips
 from rays_as_pixels_training.held_out import clip_length, held_out_clips, held_out_windows
 from rays_as_pixels_training.perceptual import Weights
 
@@ -132,7 +134,7 @@ def test_the_closed_loop_of_a_perfect_renderer_has_no_error(pipe, windows, monke
 
 @pytest.mark.slow
 def test_opencv_and_colmap_find_the_cameras_of_rendered_clips(pipe, windows):
-    pytest.importorskip("pycolmap")
+    pytest.importorskip("pycolmap", reason="needs pycolmap: pip install pycolmap")
     windows = windows[:3]
     found = find_cameras(pipe, windows, ("opencv_vo", "colmap"), colmap_windows=1)
     report = pose_report(found, windows)
@@ -186,6 +188,24 @@ def test_windows_of_a_video_meet_end_to_end_and_chain_to_its_path(pipe, posed_fo
     assert len(few) == 1 and whole_clips(few) == {}
 
 
+def test_frames_of_several_cameras_are_judged_as_one(pipe):
+    """A pattern on a wall, zoomed into in the middle of a window: the window shows it with one camera throughout."""
+    frames, (width, height) = pipe.config.frames, (pipe.config.width, pipe.config.height)
+    wide = Intrinsics(80.0, 80.0, width / 2, height / 2, width, height)
+    cameras = [wide, replace(wide, fx=100.0, fy=100.0), *[wide] * (frames - 1)]
+    u, v = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
+    looks = [128 + 100 * np.sin(8 * (u - k.cx) / k.fx) * np.cos(8 * (v - k.cy) / k.fy) for k in cameras]
+    pictures = [np.repeat(look[..., None], 3, 2).astype(np.uint8) for look in looks]
+    poses = np.tile(np.eye(4), (frames + 1, 1, 1))
+    times, scale = np.arange(frames + 1.0), np.ones(frames + 1)
+    video = PosedVideo("zoom", times, poses, cameras, pictures.__getitem__, scene_scale=scale)
+    (window,) = video_windows([video], 1, frames, (width, height))
+    assert window.intrinsics.fx == pytest.approx(100) == window.full_intrinsics.fx
+    assert min(psnr(window.frames[0], frame) for frame in window.frames[1:]) > 30
+    assert min(psnr(window.full()[0], frame) for frame in window.full()[1:]) > 30
+    assert psnr(pictures[0], pictures[1]) < 25
+
+
 @pytest.mark.slow
 def test_the_command_judges_a_strangers_images_the_same_each_time(posed_folder, tmp_path):
     folder, _ = posed_folder
@@ -209,7 +229,7 @@ def test_the_command_judges_a_strangers_images_the_same_each_time(posed_folder, 
 @pytest.mark.parametrize(
     "arguments, status, says",
     [
-        (["--windows", "0"], 2, "--windows: must be a whole number of at least 1, got 0"),
+        (["--windows", "0"], 2, "--windows: 0 is too small, it must be at least 1"),
         (["--suite", "procedural", "x"], 2, "takes 'procedural' or paths, got both: procedural x"),
         (["--stride", "2"], 2, "are for --suite PATH"),
         (["--methods", "magic"], 2, "invalid choice: 'magic'"),

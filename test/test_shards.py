@@ -51,7 +51,7 @@ def contents(folder):
 
 
 def test_webdataset_reads_what_is_written(tmp_path):
-    wds = pytest.importorskip("webdataset")
+    wds = pytest.importorskip("webdataset", reason="needs webdataset")
     done = write(tmp_path)
     assert done["clips"] == 10 and [shard["clips"] for shard in done["shards"]] == [2] * 5
     urls = [str(tmp_path / shard["name"]) for shard in done["shards"]]
@@ -180,6 +180,26 @@ def test_a_state_goes_on_with_the_same_clips(tmp_path, taken):
         np.testing.assert_array_equal(a.scales, b.scales)
     assert source.state() == later.state()
     assert len(json.dumps(state)) < 200
+
+
+def test_what_another_process_takes_is_skipped_unread(tmp_path, monkeypatch):
+    write(tmp_path, many(), clips_per_shard=5)
+    source, later, rng = ShardSource(tmp_path, mix=2), ShardSource(tmp_path, mix=2), np.random.default_rng(0)
+    taken = [names(source.take(5, rng)[0]) for _ in range(12)]  # two epochs and a half
+    read = []
+    monkeypatch.setattr(ShardSource, "arrays", lambda self, samples: read.append(samples))
+    later.skip(50)
+    assert not read
+    monkeypatch.undo()
+    assert names(later.take(5, rng)[0]) == taken[10] and names(later.take(5, rng)[0]) == taken[11]
+    assert source.state() == later.state()
+
+
+@pytest.mark.parametrize("changed", [{"intrinsics": [replace(INTRINSICS, fx=200.0)] * 6}, {"scene_scale": np.ones(6)}])
+def test_shards_of_other_cameras_or_scales_are_not_gone_on_with(tmp_path, changed):
+    write(tmp_path, [video()])
+    with pytest.raises(DatasetError, match="holds shards of another plan: data is"):
+        write(tmp_path, [replace(video(), **changed)])
 
 
 def test_folders_of_shards_are_one_source(tmp_path):

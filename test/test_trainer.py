@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from rays_as_pixels_model.checkpoint import load_checkpoint, save_checkpoint
 from rays_as_pixels_model.config import preset
@@ -21,27 +22,19 @@ from rays_as_pixels_training.ablation import main as ablation
 from rays_as_pixels_training.ablation_table import table
 from rays_as_pixels_training.cli_config import ArgumentProblem, Settings, parse
 from rays_as_pixels_training.config import RunConfig, TrainConfig
-from rays_as_pixels_training.data.procedural import ClipConfig, ClipPool, fill
+from rays_as_pixels_training.data.procedural import ClipPool
 from rays_as_pixels_training.data.source import PoolSource
+from rays_as_pixels_training.distributed import Processes
 from rays_as_pixels_training.feed import Drawn, Feed
 from rays_as_pixels_training.fit_codec import fit_codec
 from rays_as_pixels_training.loop import Trainer
 from rays_as_pixels_training.memory import count_memory
 from rays_as_pixels_training.optimizer import clip_gradients, modality
-from rays_as_pixels_training.state import states
+from rays_as_pixels_training.state import save_state, states
 from rays_as_pixels_training.tasks import draw_step
 from rays_as_pixels_training.train import main
 
 QUIET = {"eval_every": 0, "pictures_every": 0, "tensorboard": False}
-
-
-@pytest.fixture(scope="module")
-def pool(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pool")
-    threads = torch.get_num_threads()
-    fill(folder, slots=6, first_seed=0, stride=1, offset=0, textures=None, config=ClipConfig(), limit=6)
-    torch.set_num_threads(threads)
-    return ClipPool(folder)
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +110,29 @@ def test_automatic_choices_follow_size_and_processes():
         replace(config, optimizer="muon").settled(10**6, 2)
     with pytest.raises(ValueError, match="3 processes"):
         config.settled(10**6, 3)
+
+
+def test_what_is_trained_on_does_not_judge():
+    for inside in ("shards", "shards/drive", "shards/../shards/hall"):
+        with pytest.raises(ValueError, match="is part of data shards, which is trained on"):
+            RunConfig(Path("out"), data=Path("shards"), eval_data=Path(inside))
+    RunConfig(Path("out"), data=Path("shards/drive"), eval_data=Path("shards/hall"))
+
+
+def test_a_full_disk_leaves_the_older_state_and_one_line(tmp_path, monkeypatch):
+    module, facts = {"model": torch.nn.Linear(2, 2)}, {"step": 1}
+
+    def full(*_):
+        raise SafetensorError("Error while serializing: No space left on device")
+
+    first = save_state(tmp_path, 1, module, [], facts, Processes())
+    tensors = (first / "tensors.safetensors").stat().st_ino
+    monkeypatch.setattr("rays_as_pixels_training.state.save_file", full)
+    with pytest.raises(OSError, match="cannot be written: .*No space left"):
+        save_state(tmp_path, 2, module, [], facts, Processes())
+    assert states(tmp_path) == [first]
+    assert save_state(tmp_path, 1, module, [], facts, Processes(), keep=0) == first, "it is there already"
+    assert (first / "tensors.safetensors").stat().st_ino == tensors
 
 
 def test_both_schedules_rise_and_end_at_zero():
@@ -331,6 +347,12 @@ def test_a_pool_that_is_missing_clips_is_an_error_with_the_way_out(tmp_path, cap
     assert main(arguments) == 1
     err = capsys.readouterr().err
     assert "--workers 1" in err and len([line for line in err.splitlines() if "error" in line]) == 1
+
+
+def test_a_wrong_folder_of_textures_is_one_line(tmp_path, capsys):
+    assert main(["--out", str(tmp_path / "run"), "--textures", str(tmp_path / "none")]) == 2
+    words = capsys.readouterr().err.strip()
+    assert words.count("\n") == 0 and "none" in words and not (tmp_path / "run").exists()
 
 
 def test_memory_is_counted_from_the_model():

@@ -12,14 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from rays_as_pixels_model.checkpoint import save_checkpoint
+from rays_as_pixels_model.checkpoint import default_checkpoint, save_checkpoint
 from rays_as_pixels_model.config import preset
 from rays_as_pixels_model.geometry import Intrinsics
 from rays_as_pixels_model.joint import RaysAsPixels
 from rays_as_pixels_model.raxels import read_cameras
 from rays_as_pixels_training.baselines import constant_velocity, rotation_warp
 from rays_as_pixels_training.config import RunConfig, TrainConfig
-from rays_as_pixels_training.data.procedural import ClipConfig, ClipPool, fill
 from rays_as_pixels_training.data.source import PoolSource
 from rays_as_pixels_training.data.windows import cut_windows
 from rays_as_pixels_training.loop import Trainer
@@ -28,15 +27,6 @@ from rays_as_pixels_training.metrics import pose_errors, psnr
 from rays_as_pixels_training.optimizer import Muon, orthogonalise
 from rays_as_pixels_training.state import read_facts, states
 from rays_as_pixels_training.tasks import draw_step
-
-
-@pytest.fixture(scope="module")
-def pool(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pool")
-    threads = torch.get_num_threads()
-    fill(folder, slots=6, first_seed=0, stride=1, offset=0, textures=None, config=ClipConfig(), limit=6)
-    torch.set_num_threads(threads)
-    return ClipPool(folder)
 
 
 def test_the_loss_is_mse_plus_half_of_one_minus_cosine():
@@ -156,6 +146,14 @@ def _run(out, pool, *more, **kwargs):
     command = [sys.executable, "-m", "rays_as_pixels_training.train", "--out", str(out), "--pool", str(pool)]
     command += ["--workers", "0", "--min-clips", "6", "--batch", "2", "--steps", "10", *more]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **kwargs)
+
+
+def test_wrong_shards_to_evaluate_on_are_told_before_the_first_step(tmp_path, pool):
+    with pytest.raises(ValueError, match="holds no shards.json"):
+        Trainer(
+            TrainConfig(batch=2, steps=1), RunConfig(tmp_path, init=default_checkpoint(), eval_data=tmp_path / "none"),
+            PoolSource(pool),
+        )  # fmt: skip
 
 
 def test_a_run_can_start_from_a_checkpoint(tmp_path, pool):

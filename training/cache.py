@@ -14,6 +14,8 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
+from rays_as_pixels_model.arguments import integer
+
 from .data.registry import KINDS, parse_options
 
 _PROG = "rays-as-pixels cache"
@@ -37,19 +39,6 @@ def _size(text: str) -> tuple[int, int]:
     return width, height
 
 
-def _at_least(least: int):
-    def parse(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
-        if value < least:
-            raise argparse.ArgumentTypeError(f"{value} is too small, it must be at least {least}")
-        return value
-
-    return parse
-
-
 def make_parser() -> argparse.ArgumentParser:
     """Return the command line's parser."""
     parser = _Parser(prog=_PROG, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -60,16 +49,16 @@ def make_parser() -> argparse.ArgumentParser:
                         help="of the kind, e.g. image_topic=/camera/image_raw; may be repeated")  # fmt: skip
     parser.add_argument("--preset", default="micro", help="model to train: gives size and frames (default micro)")
     parser.add_argument("--size", type=_size, metavar="WxH", help="of the frames instead of the preset's")
-    parser.add_argument("--frames", type=_at_least(2), help="of a clip; default: room for windows of two strides")
-    parser.add_argument("--stride", type=_at_least(1), default=1,
+    parser.add_argument("--frames", type=integer(2), help="of a clip; default: room for windows of two strides")
+    parser.add_argument("--stride", type=integer(1), default=1,
                         help="frames of the video from one frame of a clip to the next (default 1)")  # fmt: skip
-    parser.add_argument("--step", type=_at_least(1),
+    parser.add_argument("--step", type=integer(1),
                         help="frames of the video from one clip to the next (default: no overlap)")  # fmt: skip
     parser.add_argument("--store", choices=["frames", "latents"], default="frames")
     parser.add_argument("--format", choices=["jpg", "png"], default="jpg", help="of stored frames (default jpg)")
     parser.add_argument("--checkpoint", type=Path, help="whose codec makes the latents (default: the one shipped)")
     parser.add_argument("--device", default="cpu", help="where latents are made (default cpu)")
-    parser.add_argument("--clips-per-shard", type=_at_least(1), default=256, help="default 256")
+    parser.add_argument("--clips-per-shard", type=integer(1), default=256, help="default 256")
     return parser
 
 

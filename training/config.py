@@ -31,7 +31,7 @@ class TrainConfig:
         schedule: after the warm-up, hold and fall linearly at the end (`decay`), or fall along a half cosine.
         warmup: steps over which the learning rate rises.
         decay: share of the steps, at the end, over which the held learning rate falls to zero.
-        weight_decay: of the matrices, decoupled.
+        weight_decay: decoupled; adamw: of the matrices of the blocks, muon: of all parameters.
         clip: largest gradient norm.
         ema: memory of the averaged weights, which evaluation and checkpoints use.
         cosine_weight: of the cosine term in the loss.
@@ -207,6 +207,8 @@ class RunConfig:
                             ("keep", 0), ("eval_every", 0), ("pictures_every", 0), ("minutes", 0)):  # fmt: skip
             if not getattr(self, name) >= least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if self.data and self.eval_data and self.eval_data.resolve().is_relative_to(self.data.resolve()):
+            raise ValueError(f"eval_data {self.eval_data} is part of data {self.data}, which is trained on")
 
     def to_dict(self) -> dict:
         return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}

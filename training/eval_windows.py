@@ -14,6 +14,7 @@ import numpy as np
 
 from rays_as_pixels_model.geometry import Intrinsics, fit_frames, invert
 
+from .data.clips import frames_of_camera, shared_camera
 from .data.posed import DatasetError, PosedVideo
 from .data.scale import with_scene_scale
 
@@ -43,7 +44,8 @@ class EvalWindow:
         T_world_camera: (T, 4, 4).
         unit: world units in one model unit.
         T_before: (4, 4), motion over the step before the window, camera to the camera before, model units.
-        full: gives (T, H', W', 3) uint8 at full resolution; full_intrinsics: their camera.
+        full: gives (T, H', W', 3) uint8 at full resolution; full_intrinsics: their camera (all frames have that of the
+            narrowest one).
         views: the view cases that fit.
     """
 
@@ -109,11 +111,11 @@ def video_windows(
 
 def _video_window(video: PosedVideo, start: int, frames: int, size: tuple[int, int], stride: int) -> EvalWindow:
     index = start + stride * np.arange(frames)
-    camera = video.intrinsics[start]
+    camera = shared_camera(video, index)
     poses = video.T_world_camera[index]
 
     def full() -> np.ndarray:
-        return np.stack([video.load(int(i)) for i in index])
+        return np.stack(list(frames_of_camera(video, index, camera)))
 
     pictures = full()
     units = np.asarray(video.scene_scale[index], dtype=np.float64)

@@ -16,6 +16,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from rays_as_pixels_model.arguments import integer
+
 METHODS = ("rays_as_pixels", "identity", "constant_velocity", "copy_nearest", "rotation_warp", "opencv_vo", "colmap")
 _PROCEDURAL = "procedural"
 
@@ -25,7 +27,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="rays-as-pixels eval", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    whole = _at_least_one
+    whole = integer(1)
     parser.add_argument("--checkpoint", metavar="DIR", help="folder (default: the shipped one)")
     parser.add_argument(
         "--suite", nargs="+", default=[_PROCEDURAL], metavar="PATH",
@@ -52,13 +54,6 @@ def make_parser() -> argparse.ArgumentParser:
     for name, what in (("lpips", "distance of pictures"), ("fid", "features of pictures"), ("fvd", "of videos")):
         parser.add_argument(f"--{name}", type=Path, metavar="FILE", help=f"TorchScript network: {what}")
     return parser
-
-
-def _at_least_one(text: str) -> int:
-    value = int(text) if text.lstrip("-").isdecimal() else 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text}")
-    return value
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -82,6 +82,8 @@ class Trainer:
             run.compile,
             run.recompute,
         )
+        if run.eval_data is not None:
+            self._clips()  # what is wrong with them is told now, not at the first evaluation
         if facts is not None:
             load_state(past[-1], self.learner.modules, self.learner.optimizers)
             self._restore(facts)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .data.source import cut_torn_line
 from .learner import Update
 
 _MEMORY = 200  # updates of a task that a mean is taken over
@@ -26,7 +27,7 @@ class Records:
         self._board = None
         self.note = ""
         if self._path is not None:
-            _mend(self._path)
+            cut_torn_line(self._path)
             if tensorboard:
                 self._open_board(out / "tensorboard", step)
 
@@ -74,12 +75,3 @@ class Records:
     def close(self) -> None:
         if self._board is not None:
             self._board.close()
-
-
-def _mend(path: Path) -> None:
-    """Cut off a line that a kill left unfinished."""
-    if path.exists():
-        data = path.read_bytes()
-        if data and not data.endswith(b"\n"):
-            with open(path, "rb+") as file:
-                file.truncate(data.rfind(b"\n") + 1)

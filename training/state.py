@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed.checkpoint as dcp
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -45,8 +45,16 @@ def save_state(
     processes: Processes,
     keep: int = 1,
 ) -> Path:
-    """Write the state of a step and remove all older ones but `keep`; every process must call it."""
+    """Write the state of a step and remove all older ones but `keep`; every process must call it.
+
+    A step whose state is there already is left as it is: the end of a run that had just been saved.
+
+    Raises:
+        OSError: the state cannot be written; the older ones are as they were.
+    """
     final = out / "states" / f"{step:08d}"
+    if processes.add([float(processes.first and final.exists())])[0]:
+        return final
     temporary = final.with_name(f".{final.name}.tmp")
     if processes.first:
         _clean(final.parent)
@@ -54,7 +62,10 @@ def save_state(
     processes.wait()
     tensors = _tensors(modules, optimizers)
     if processes.count == 1:
-        save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, temporary / _TENSORS)
+        try:
+            save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, temporary / _TENSORS)
+        except SafetensorError as error:  # a full disk, for one
+            raise OSError(f"{temporary} cannot be written: {error}") from None
     else:
         dcp.save(tensors, checkpoint_id=temporary)
     processes.wait()
@@ -62,8 +73,6 @@ def save_state(
         (temporary / _FACTS).write_text(json.dumps(facts, indent=1) + "\n")
         for path in (*temporary.iterdir(), temporary):
             _flush(path)
-        if final.exists():  # the same step again: the end of a run that had just been saved
-            _remove(final)
         os.replace(temporary, final)
         _flush(final.parent)
         for old in states(out)[: -1 - keep]:

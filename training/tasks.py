@@ -61,9 +61,11 @@ def draw_step(
     parts = {}
     for part in range(max(config.parts, 1)):
         rng = np.random.default_rng([config.seed, step, part])
-        clips, slots = source.take(config.batch // max(config.parts, 1), rng)
+        count = config.batch // max(config.parts, 1)
         if mine is None or part in mine:
-            parts[part] = _draw_part(task, clips, slots, rng, config, model_config)
+            parts[part] = _draw_part(task, *source.take(count, rng), rng, config, model_config)
+        else:
+            source.skip(count)
     return parts
 
 

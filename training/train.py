@@ -55,6 +55,8 @@ def _fail(error: object, code: int) -> int:
 def _train(settings: Settings, processes) -> int:
     from rich.console import Console
 
+    from rays_as_pixels_model.scenes import TextureBank
+
     from .loop import Trainer
 
     run = settings.run
@@ -65,6 +67,8 @@ def _train(settings: Settings, processes) -> int:
     workers: list[subprocess.Popen] = []
     try:
         try:
+            if run.textures:
+                TextureBank.default(folder=run.textures)  # a wrong folder is told here, not by each worker
             run.out.mkdir(parents=True, exist_ok=True)
             source = _open_source(settings, processes)
         except ValueError as error:

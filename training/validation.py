@@ -23,9 +23,10 @@ from rays_as_pixels_model.joint import RaysAsPixels
 from rays_as_pixels_model.pipeline import Pipeline
 from rays_as_pixels_model.raxels import read_cameras
 
-from .data.procedural import HELD_OUT_SEED, ClipConfig, make_clip
+from .data.procedural import ClipConfig
 from .data.source import ClipArrays
 from .data.windows import WindowBatch, cut_windows
+from .held_out import held_out_clips
 from .metrics import last_against_first, pose_errors
 
 _BATCH, _POSE_STEPS, _VIEW_STEPS, _STRIDE = 16, 1, 2, 2
@@ -33,15 +34,7 @@ _BATCH, _POSE_STEPS, _VIEW_STEPS, _STRIDE = 16, 1, 2, 2
 
 def render_held_out(count: int, config: ClipConfig, textures: str | None = None) -> ClipArrays:
     """Render clips from seeds and textures that training never sees."""
-    from rays_as_pixels_model.scenes import TextureBank
-
-    bank, clips, seed = TextureBank.default(split="held_out", folder=textures), [], HELD_OUT_SEED
-    while len(clips) < count:
-        try:
-            clips.append(make_clip(seed, bank, config))
-        except ValueError:  # a scene without free space for a camera
-            pass
-        seed += 1
+    clips = held_out_clips(count, config, textures)
     return ClipArrays(
         np.stack([c.frames for c in clips]),
         np.stack([c.T_world_camera for c in clips]),

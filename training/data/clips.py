@@ -6,6 +6,7 @@ Axes: T frames, H W pixels.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import cv2
@@ -63,19 +64,35 @@ def cut_clip(video: PosedVideo, start: int, cut: ClipCut) -> CutClip:
         DatasetError: the video's frames differ in size.
     """
     index = start + cut.stride * np.arange(cut.frames)
-    cameras = [video.intrinsics[i] for i in index]
-    shared = max(cameras, key=lambda k: k.fx)
+    shared = shared_camera(video, index)
     frames, fitted = [], None
-    for i, camera in zip(index, cameras, strict=True):
+    for frame in frames_of_camera(video, index, shared):
+        small, fitted = fit_frames(frame[None], shared, cut.width, cut.height)
+        frames.append(small[0])
+    return CutClip(np.stack(frames), video.T_world_camera[index], fitted, np.asarray(video.scene_scale)[index])
+
+
+def shared_camera(video: PosedVideo, index: np.ndarray) -> Intrinsics:
+    """Return the camera of the narrowest of some frames of a video, which all of them can be shown with.
+
+    Raises:
+        DatasetError: the frames differ in size.
+    """
+    shared = max((video.intrinsics[i] for i in index), key=lambda k: k.fx)
+    for i in index:
+        camera = video.intrinsics[i]
         if (camera.width, camera.height) != (shared.width, shared.height):
             raise DatasetError(
                 f"{video.name}: frame {i} is {camera.width}x{camera.height}, others of its clip are "
                 f"{shared.width}x{shared.height}; frames of a video must be of one size"
             )
-        frame = _to_camera(video.load(int(i)), camera, shared)
-        small, fitted = fit_frames(frame[None], shared, cut.width, cut.height)
-        frames.append(small[0])
-    return CutClip(np.stack(frames), video.T_world_camera[index], fitted, np.asarray(video.scene_scale)[index])
+    return shared
+
+
+def frames_of_camera(video: PosedVideo, index: np.ndarray, camera: Intrinsics) -> Iterator[np.ndarray]:
+    """Read frames (H, W, 3) uint8 of a video, each as `camera` (of `shared_camera`) sees it."""
+    for i in index:
+        yield _to_camera(video.load(int(i)), video.intrinsics[i], camera)
 
 
 def _to_camera(image: np.ndarray, camera: Intrinsics, wanted: Intrinsics) -> np.ndarray:
@@ -88,4 +105,3 @@ def _to_camera(image: np.ndarray, camera: Intrinsics, wanted: Intrinsics) -> np.
     move = [[x, 0, wanted.cx - 0.5 - x * (camera.cx - 0.5)], [0, y, wanted.cy - 0.5 - y * (camera.cy - 0.5)]]
     size = (wanted.width, wanted.height)
     return cv2.warpAffine(image, np.array(move), size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-

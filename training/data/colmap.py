@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """COLMAP: a sparse model (text or binary) and its images; lens distortion of every camera model is undone.
 
-Needs pycolmap. One video for each folder of images, in the order of their names; the model knows no times. Its pixels
-have the centre of the top-left one at (0.5, 0.5). The sparse points give the scene's scale.
+Needs pycolmap. One video for each folder of images, in the order of their names, numbers in them by value; the model
+knows no times. Its pixels have the centre of the top-left one at (0.5, 0.5). The sparse points give the scene's scale.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from rays_as_pixels_model.geometry import Intrinsics, invert
-from rays_as_pixels_model.media import read_image
+from rays_as_pixels_model.media import by_number, read_image
 
 from . import checks
 from .posed import DatasetError, PosedVideo
@@ -50,7 +50,7 @@ def open_videos(path: Path, *, images: str = "", fps: float = 30.0) -> list[Pose
     reconstruction = _read(model)
     folder = _image_folder(model, images)
     sequences: dict[str, list] = {}
-    for image in sorted(reconstruction.images.values(), key=lambda image: image.name):
+    for image in sorted(reconstruction.images.values(), key=lambda image: by_number(image.name)):
         if image.has_pose:
             sequences.setdefault(str(Path(image.name).parent), []).append(image)
     videos = [

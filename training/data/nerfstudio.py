@@ -2,7 +2,8 @@
 """Nerfstudio's layout, as DL3DV ships: `transforms.json` and the images it names, one sequence.
 
 Its poses are camera to world with OpenGL camera axes (x right, y up, z back), converted here. Its pixels have the
-centre of the top-left one at (0.5, 0.5). Frames are ordered by their file's name; the file knows no times.
+centre of the top-left one at (0.5, 0.5). Frames are ordered by their file's name, numbers in it by value; the file
+knows no times.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from rays_as_pixels_model.geometry import Distortion, GeometryError
-from rays_as_pixels_model.media import read_image
+from rays_as_pixels_model.media import by_number, read_image
 
 from . import checks
 from .posed import DatasetError, PosedVideo
@@ -49,7 +50,7 @@ def open_videos(path: Path, *, fps: float = 30.0, images: str = "") -> list[Pose
     for frame in frames:
         if missing := {"file_path", "transform_matrix"} - set(frame):
             raise DatasetError(f"{places[id(frame)]}: lacks {sorted(missing)[0]!r}")
-    frames = sorted(frames, key=lambda frame: str(frame["file_path"]))
+    frames = sorted(frames, key=lambda frame: by_number(str(frame["file_path"])))
     files, poses, lenses = [], [], []
     cache: dict[tuple, Undistorter] = {}
     for frame in frames:
@@ -57,8 +58,9 @@ def open_videos(path: Path, *, fps: float = 30.0, images: str = "") -> list[Pose
         pose = checks.rigid(where, frame["transform_matrix"])
         poses.append(pose @ _OPENGL_TO_OPENCV)
         files.append(_image(where, path, str(frame["file_path"]), images))
-        camera = {key: frame.get(key, data.get(key)) for key in _CAMERA_KEYS}
-        model = frame.get("camera_model", data.get("camera_model", "OPENCV"))
+        stated = {key: frame.get(key, data.get(key)) for key in _CAMERA_KEYS}
+        camera = {k: None if v is None else float(checks.numbers(where, [v], k)[0]) for k, v in stated.items()}
+        model = str(frame.get("camera_model", data.get("camera_model", "OPENCV")))
         size = checks.size_of(where, files[-1])
         key = (model, size, *camera.values())
         if key not in cache:
@@ -98,17 +100,18 @@ def _lens(where: str, camera: dict, model: str, size: tuple[int, int]) -> Undist
     width, height = camera["w"] or size[0], camera["h"] or size[1]
     fx = camera["fl_x"]
     if fx is None and camera["camera_angle_x"] is not None:
-        angle = checks.numbers(where, [camera["camera_angle_x"]], "camera_angle_x")[0]
-        fx = 0.5 * width / math.tan(0.5 * angle)
+        if not 0 < camera["camera_angle_x"] < math.pi:
+            raise DatasetError(f"{where}: camera_angle_x must be between 0 and pi, got {camera['camera_angle_x']}")
+        fx = 0.5 * width / math.tan(0.5 * camera["camera_angle_x"])
     if fx is None:
         raise DatasetError(f"{where}: no focal length: neither fl_x nor camera_angle_x is given")
     fy = camera["fl_y"] if camera["fl_y"] is not None else fx
     cx = camera["cx"] if camera["cx"] is not None else width / 2
     cy = camera["cy"] if camera["cy"] is not None else height / 2
     intrinsics = checks.at_size(where, checks.pinhole(where, fx, fy, cx, cy, width, height), size)
-    k1, k2, k3, k4, p1, p2 = checks.numbers(
-        where, [camera[key] or 0.0 for key in ("k1", "k2", "k3", "k4", "p1", "p2")], "k1 k2 k3 k4 p1 p2"
-    )
+    k1, k2, k3, k4, p1, p2 = (camera[key] or 0.0 for key in ("k1", "k2", "k3", "k4", "p1", "p2"))
+    if k4 and model != "OPENCV_FISHEYE":
+        raise DatasetError(f"{where}: k4 is {k4}, but only OPENCV_FISHEYE has one; others end at k3")
     try:
         if model == "OPENCV_FISHEYE":
             distortion = Distortion("equidistant", (k1, k2, k3, k4))

@@ -2,7 +2,7 @@
 """Stream the clips of shards in an order that a seed decides, so that a small state resumes it exactly.
 
 In each epoch the shards are shuffled, taken `mix` at a time into memory (still compressed), and the clips of those are
-shuffled. Every process of a run sees the same order; the trainer deals the batches out.
+shuffled. Every process of a run sees the same order, and decodes only its own parts of a batch.
 """
 
 from __future__ import annotations
@@ -57,6 +57,11 @@ class ShardSource:
         """Return (ClipArrays of the next `count` clips, their indices 0, 1, ...); `rng` is not used."""
         return self.arrays([self._next() for _ in range(count)]), np.arange(count)
 
+    def skip(self, count: int) -> None:
+        """Move on by `count` clips; shards of which no clip is taken are not read."""
+        passed, self._position = divmod(self._position + count, self.clips)
+        self._epoch += passed
+
     def arrays(self, samples: list[dict[str, bytes]]) -> ClipArrays:
         """Decode samples."""
         cameras = [np.load(io.BytesIO(sample["cameras.npz"])) for sample in samples]
@@ -107,9 +112,7 @@ class ShardSource:
             shuffled = np.random.default_rng([self._seed, self._epoch, group]).permutation(len(samples))
             self._samples, self._loaded = [samples[i] for i in shuffled], (self._epoch, group)
         sample = self._samples[self._position - before]
-        self._position += 1
-        if self._position == self.clips:
-            self._epoch, self._position = self._epoch + 1, 0
+        self.skip(1)
         return sample
 
 

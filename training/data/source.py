@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,9 @@ class ClipSource(Protocol):
     def take(self, count: int, rng: np.random.Generator):
         """Return (clips, slots): arrays as `ClipArrays` and the (count,) indices of the clips of a batch."""
 
+    def skip(self, count: int) -> None:
+        """Move on as `take` does, without reading: another process takes these."""
+
     def state(self) -> dict:
         """Return a small JSON dict: `restore` of it gives a source that goes on with the same clips."""
 
@@ -78,10 +82,13 @@ class PoolSource:
         return 0 if self._ready is None else len(self._ready)
 
     def take(self, count: int, rng: np.random.Generator):
+        self.skip(count)
+        return self.pool, rng.choice(self._ready, count)
+
+    def skip(self, count: int) -> None:
         if self._ready is None or self._taken % _LOOK_EVERY == 0:
             self._look()
         self._taken += 1
-        return self.pool, rng.choice(self._ready, count)
 
     def _look(self) -> None:
         if (past := self._past.pop(self._taken, None)) is not None:
@@ -117,14 +124,15 @@ def _unpack(seen: str) -> np.ndarray:
     return np.flatnonzero(np.unpackbits(np.frombuffer(zlib.decompress(base64.b64decode(seen)), np.uint8)))
 
 
+def cut_torn_line(path: Path) -> None:
+    """Cut off, in place, the line of a journal or log that a kill left unfinished."""
+    data = path.read_bytes() if path.exists() else b""
+    if data and not data.endswith(b"\n"):
+        os.truncate(path, data.rfind(b"\n") + 1)
+
+
 def _read_journal(path: Path) -> dict[int, str]:
     """What was seen at each look; a torn last line was never used and is dropped."""
-    past = {}
-    lines = path.read_text().splitlines(keepends=True)
-    if lines and not lines[-1].endswith("\n"):
-        lines.pop()
-        path.write_text("".join(lines))
-    for line in lines:
-        entry = json.loads(line)
-        past[entry["taken"]] = entry["seen"]
-    return past
+    cut_torn_line(path)
+    entries = map(json.loads, path.read_text().splitlines())
+    return {entry["taken"]: entry["seen"] for entry in entries}

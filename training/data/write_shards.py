@@ -17,7 +17,7 @@ import io
 import json
 import tarfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 from pathlib import Path
 
 import cv2
@@ -71,6 +71,9 @@ def make_plan(videos: Sequence[PosedVideo], cut: ClipCut, store: dict, clips_per
         digest.update(video.name.encode())
         digest.update(np.ascontiguousarray(video.T_world_camera, dtype=np.float64).tobytes())
         digest.update(np.ascontiguousarray(video.times, dtype=np.float64).tobytes())
+        digest.update(np.array([astuple(k) for k in video.intrinsics], dtype=np.float64).tobytes())
+        if video.scene_scale is not None:
+            digest.update(np.ascontiguousarray(video.scene_scale, dtype=np.float64).tobytes())
     return {
         "format": FORMAT,
         **store,
