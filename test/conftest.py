@@ -64,6 +64,16 @@ def ros_domain(monkeypatch):
     return domain
 
 
+@pytest.fixture(scope="module")
+def peer(ros_domain):
+    """A camera and a listener beside the node processes of a module, which has one `ros_domain` for all its tests."""
+    from wire import Peer
+
+    peer = Peer()
+    yield peer
+    peer.close()
+
+
 @pytest.fixture(scope="session")
 def repository():
     """The root of this checkout."""

@@ -28,7 +28,7 @@ from embedded_process import Process as Program
 from geometry_msgs.msg import PoseStamped, TransformStamped
 from rclpy.action import ActionClient
 from rclpy.time import Time
-from wire import OPTICAL, WAIT, WORLD, Peer, Process, module_domain, play, until
+from wire import OPTICAL, WAIT, WORLD, Process, module_domain, play, until
 
 from rays_as_pixels_ros import conversions as c
 
@@ -92,13 +92,6 @@ def ros_domain():
     with module_domain(51) as domain:
         yield domain
         ros2("daemon", "stop", fails=True)
-
-
-@pytest.fixture(scope="module")
-def peer(ros_domain):
-    peer = Peer()
-    yield peer
-    peer.close()
 
 
 @pytest.fixture(scope="module")

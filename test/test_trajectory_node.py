@@ -19,7 +19,6 @@ from wire import (
     BAD_FRAMES,
     LATCHED,
     OPTICAL,
-    Peer,
     Process,
     module_domain,
     play,
@@ -42,13 +41,6 @@ def ros_domain():
     """One domain for all tests here: the processes live as long as the module."""
     with module_domain(0) as domain:
         yield domain
-
-
-@pytest.fixture(scope="module")
-def peer(ros_domain):
-    peer = Peer()
-    yield peer
-    peer.close()
 
 
 @pytest.fixture(scope="module")

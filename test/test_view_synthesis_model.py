@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from view_goals import pose_at, render, serving
-from wire import Peer, module_domain, until
+from wire import module_domain, until
 
 from rays_as_pixels_interfaces.action import RenderViews
 from rays_as_pixels_ros import conversions as c
@@ -22,13 +22,6 @@ def ros_domain():
     """One domain for all tests here: the processes live as long as the module."""
     with module_domain(4) as domain:
         yield domain
-
-
-@pytest.fixture(scope="module")
-def peer(ros_domain):
-    peer = Peer()
-    yield peer
-    peer.close()
 
 
 @pytest.fixture(scope="module")

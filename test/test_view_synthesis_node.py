@@ -16,7 +16,6 @@ from wire import (
     OPTICAL,
     WAIT,
     WORLD,
-    Peer,
     bad_image,
     bad_info,
     module_domain,
@@ -36,13 +35,6 @@ def ros_domain():
     """One domain for all tests here: the processes live as long as the module."""
     with module_domain(1) as domain:
         yield domain
-
-
-@pytest.fixture(scope="module")
-def peer(ros_domain):
-    peer = Peer()
-    yield peer
-    peer.close()
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from action_msgs.msg import GoalStatus
 from diagnostic_msgs.msg import DiagnosticArray
 from lifecycle_msgs.srv import ChangeState
 from view_goals import brightness, pose_at, render, result_of, send, serving
-from wire import OPTICAL, START, WORLD, Peer, module_domain, play, until
+from wire import OPTICAL, START, WORLD, module_domain, play, until
 
 from rays_as_pixels_interfaces.action import RenderViews
 
@@ -24,13 +24,6 @@ def ros_domain():
     """One domain for all tests here: the processes live as long as the module."""
     with module_domain(3) as domain:
         yield domain
-
-
-@pytest.fixture(scope="module")
-def peer(ros_domain):
-    peer = Peer()
-    yield peer
-    peer.close()
 
 
 def node(peer, folder, **how):
