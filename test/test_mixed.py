@@ -40,6 +40,9 @@ class Source:
     def take(self, count, rng):
         return self.clips, rng.integers(0, len(self.clips.frames), count)
 
+    def skip(self, count):
+        pass
+
 
 def frame_numbers(windows):
     """Which frame of its clip each frame is, by its grey; colours are left as they are."""
