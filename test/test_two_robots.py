@@ -161,7 +161,8 @@ def test_each_has_its_own_frames_topics_and_unit(peer, robots, cameras):
     }
     assert frames["/tf"] == {"robot1/odom", "robot1/camera"}, "robot2 has /tf remapped into its namespace"
     assert frames["/robot2/tf"] == {"robot2/odom", "robot2/camera"}
-    until(lambda: last_status(peer, "/robot2/trajectory_node")[1].get("poses"), "diagnostics of robot2")
+    for robot in robots:
+        until(lambda r=robot: last_status(peer, f"/{r}/trajectory_node")[1].get("poses"), f"diagnostics of {robot}")
     table = last_status(peer, "/robot2/trajectory_node")[1]
     assert (table["scale source"], table["unit of the trajectory"]) == ("odometry", "metre")
     assert float(table["metres per unit"]) * (0.7 + 0.1 * (40 % 7)) == pytest.approx(METRES, rel=1e-3)
