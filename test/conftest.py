@@ -64,6 +64,19 @@ def ros_domain(monkeypatch):
     return domain
 
 
+@pytest.fixture
+def node(ros_domain):
+    """A node of the test's own process."""
+    import rclpy
+    from rclpy.node import Node
+
+    rclpy.init(args=[])
+    made = Node("tester")
+    yield made
+    made.destroy_node()
+    rclpy.try_shutdown()
+
+
 @pytest.fixture(scope="module")
 def peer(ros_domain):
     """A camera and a listener beside the node processes of a module, which has one `ros_domain` for all its tests."""

@@ -10,7 +10,6 @@ if embedded_ros.install() == "rclpy":
     pytest.skip("a real rclpy is sourced: embedded_ros is not in use", allow_module_level=True)
 
 import rclpy
-from rclpy.node import Node
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
 
@@ -65,15 +64,6 @@ executor.add_node(node)
 """
     + SPIN
 )
-
-
-@pytest.fixture
-def node(ros_domain):
-    rclpy.init(args=[])
-    made = Node("tester")
-    yield made
-    made.destroy_node()
-    rclpy.try_shutdown()
 
 
 def _call(node, kind, name, request):

@@ -18,7 +18,6 @@ if embedded_ros.install() == "rclpy":
 import rclpy
 from action_msgs.msg import GoalStatus
 from rclpy.action import ActionClient
-from rclpy.node import Node
 from std_srvs.srv import SetBool, Trigger
 
 from embedded_ros.definitions import definitions
@@ -74,15 +73,6 @@ finally:
     executor.shutdown()
     rclpy.try_shutdown()
 """
-
-
-@pytest.fixture
-def node(ros_domain):
-    rclpy.init(args=[])
-    made = Node("tester")
-    yield made
-    made.destroy_node()
-    rclpy.try_shutdown()
 
 
 @pytest.fixture

@@ -52,15 +52,6 @@ say('ready')
 )
 
 
-@pytest.fixture
-def node(ros_domain):
-    rclpy.init(args=[])
-    made = Node("tester")
-    yield made
-    made.destroy_node()
-    rclpy.try_shutdown()
-
-
 def _messages():
     image = Image(height=480, width=640, encoding="rgb8", step=1920)
     image.data = np.random.default_rng(1).integers(0, 256, 640 * 480 * 3, np.uint8).tobytes()

@@ -114,8 +114,8 @@ def table(preset_name: str, gpus: list[int]) -> str:
 def main(argv: list[str] | None = None) -> int:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", default="wan-14b")
-    parser.add_argument("--gpus", type=int, nargs="+", default=[8, 16, 32, 64])
+    parser.add_argument("--preset", default="wan-14b", choices=PRESETS)
+    parser.add_argument("--gpus", type=integer(1), nargs="+", default=[8, 16, 32, 64])
     args = parser.parse_args(argv)
     print(table(args.preset, args.gpus))
     return 0
