@@ -14,6 +14,9 @@ from __future__ import annotations
 import argparse
 from functools import partial
 
+from rays_as_pixels_model.arguments import integer
+from rays_as_pixels_model.config import PRESETS, preset
+
 _GIB = 2**30
 
 
@@ -24,7 +27,6 @@ def count_memory(preset_name: str) -> dict[str, float]:
     import torch
     from torch.utils.checkpoint import checkpoint
 
-    from rays_as_pixels_model.config import preset
     from rays_as_pixels_model.joint import RaysAsPixels
 
     warnings.filterwarnings("ignore", message="Mismatch dtype")  # no fused kernel here: nothing is computed
