@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from .scene import BOX, CYLINDER, ROOM, Scene
-from .shapes import rectangles, surface, trace
+from .shapes import box_face, rectangles, surface, trace
 
 if TYPE_CHECKING:
     from ..geometry import Intrinsics
@@ -283,15 +283,8 @@ def _surface(primitives: torch.Tensor, p: torch.Tensor, x: torch.Tensor, y: torc
     cx, cy, cz, ix, iy, iz, cos, sin, kind = primitives.index_select(1, p).unbind(0)
     x, y, z = x - cx, y - cy, z - cz
     lx, ly = cos * x + sin * y, cos * y - sin * x
-    rx, ry, rz = (lx * ix).abs_(), (ly * iy).abs_(), (z * iz).abs_()
-
     # faces of boxes; curved surfaces are patched below
-    on_z = ((rz >= rx) & (rz >= ry)).float()
-    on_x = (rx > ry).float() * (1 - on_z)
-    on_y = 1 - on_x - on_z
-    main = on_x * lx + on_y * ly + on_z * z
-    face = 2 * on_y + 4 * on_z + (main < 0)
-    s, q = on_x * ly + (1 - on_x) * lx, on_z * ly + (1 - on_z) * z
+    on_x, on_y, on_z, main, face, s, q = box_face((lx, ly, z), (ix, iy, iz))
     inside_out = (kind != ROOM).float() * 2 - 1
     outward = torch.copysign(torch.ones_like(main), main * inside_out)
     along_x, along_y = on_x * outward, on_y * outward
@@ -300,7 +293,7 @@ def _surface(primitives: torch.Tensor, p: torch.Tensor, x: torch.Tensor, y: torc
     if len(curved):
         radius, ball = 1.0 / ix[curved], kind[curved] != CYLINDER
         vx, vy, vz = x[curved] / radius, y[curved] / radius, z[curved]
-        cap = ~ball & (rz[curved] > 1 - 1e-4)
+        cap = ~ball & ((z[curved] * iz[curved]).abs() > 1 - 1e-4)
         face[curved] = torch.where(cap, 4.0 + (vz < 0), 0.0)
         s[curved] = torch.where(cap, lx[curved], torch.atan2(ly[curved], lx[curved]) * radius)
         q[curved] = torch.where(cap, ly[curved], torch.where(ball, torch.asin((vz / radius).clamp(-1, 1)) * radius, vz))

@@ -122,6 +122,19 @@ def _hit(kind: int, half: list[float], o: Vector, d: Vector) -> tuple[torch.Tens
     return near, far
 
 
+def box_face(local: tuple[torch.Tensor, ...], inverse_half: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """Which face of its box a point lies on, all (N,): on_x, on_y, on_z (1 or 0), its coordinate along that axis, the
+    number of the face (0 to 5) and its coordinates s and t on the face."""
+    (lx, ly, lz), (ix, iy, iz) = local, inverse_half
+    rx, ry, rz = (lx * ix).abs_(), (ly * iy).abs_(), (lz * iz).abs_()
+    on_z = ((rz >= rx) & (rz >= ry)).float()
+    on_x = (rx > ry).float() * (1 - on_z)
+    on_y = 1 - on_x - on_z
+    main = on_x * lx + on_y * ly + on_z * lz
+    face = 2 * on_y + 4 * on_z + (main < 0)
+    return on_x, on_y, on_z, main, face, on_x * ly + (1 - on_x) * lx, on_z * ly + (1 - on_z) * lz
+
+
 def surface(
     scene: Scene, primitive: torch.Tensor, x: torch.Tensor, y: torch.Tensor, z: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Vector]:
@@ -131,13 +144,7 @@ def surface(
     cx, cy, cz, ix, iy, iz, *axes = table.index_select(1, primitive).unbind(0)
     px, py, pz = x - cx, y - cy, z - cz
     lx, ly, lz = (axes[k] * px + axes[3 + k] * py + axes[6 + k] * pz for k in range(3))
-    rx, ry, rz = (lx * ix).abs_(), (ly * iy).abs_(), (lz * iz).abs_()
-    on_z = ((rz >= rx) & (rz >= ry)).float()
-    on_x = (rx > ry).float() * (1 - on_z)
-    on_y = 1 - on_x - on_z
-    main = on_x * lx + on_y * ly + on_z * lz
-    face = 2 * on_y + 4 * on_z + (main < 0)
-    s, q = on_x * ly + (1 - on_x) * lx, on_z * ly + (1 - on_z) * lz
+    on_x, on_y, on_z, main, face, s, q = box_face((lx, ly, lz), (ix, iy, iz))
     outward = torch.copysign(torch.ones_like(main), main * ((kinds != ROOM).float() * 2 - 1))
     nx, ny, nz = on_x * outward, on_y * outward, on_z * outward
     curved = torch.nonzero((kinds == CYLINDER) | (kinds == SPHERE)).view(-1)
@@ -148,7 +155,7 @@ def surface(
         ux, uy, uz = bx * jx, by * jy, bz * jz
         gx, gy, gz = ux * jx, uy * jy, uz * jz
         size = torch.rsqrt(gx * gx + gy * gy + gz * gz)
-        cap = ~ball & (rz[curved] > 1 - 1e-4)
+        cap = ~ball & ((lz[curved] * iz[curved]).abs() > 1 - 1e-4)
         face[curved] = torch.where(cap, 4.0 + (bz < 0), 0.0)
         s[curved] = torch.where(cap, bx, torch.atan2(uy, ux) / jx)
         q[curved] = torch.where(cap, by, torch.where(ball, torch.asin(uz.clamp(-1, 1)) / iz[curved], bz))
