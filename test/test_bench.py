@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The bench's own arithmetic: turns, operations of a window, slopes. What it measures decides no test."""
 
+import json
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
-from rays_as_pixels_benchmarks import growth, speed
+from PIL import Image
+from rays_as_pixels_benchmarks import growth, real_clips, speed, training_curves
 
 from rays_as_pixels_model.config import preset
 from rays_as_pixels_model.joint import RaysAsPixels
@@ -51,3 +55,37 @@ def test_slopes_are_those_of_the_upper_half(monkeypatch, tmp_path):
 
 def test_names_of_nested_figures():
     assert speed.flat({"pose": {"a": 1, "b": {"c": 2}}, "d": 3}) == [("pose/a", 1), ("pose/b/c", 2), ("d", 3)]
+
+
+def test_curves_of_a_run_are_those_of_its_log(tmp_path):
+    rows = [{"step": 1, "windows": 64, "loss/pose": 0.5}, {"step": 1, "eval/rotation_error_deg": 3.0}]
+    rows.append({"step": 2, "windows": 128, "loss/pose": 0.25})
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    log = training_curves.read_log(tmp_path)
+    assert training_curves.curve(log, "loss/pose", 0) == ([64, 128], [0.5, 0.25])
+    assert training_curves.curve(log, "loss/pose", 100) == ([128], [0.25])
+    assert training_curves.curve(log, "eval/rotation_error_deg", 0) == ([64], [3.0])  # at the windows seen by then
+    training_curves.plot({"a": log, "b": log}, tmp_path / "curves.png", 0)
+    assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_real_clips_are_estimated_and_put_on_one_sheet(tmp_path, monkeypatch, capsys):
+    pictures = []
+    for number in range(3):
+        (tmp_path / f"clip{number}").mkdir()
+        (tmp_path / f"clip{number}" / "cameras.json").write_text("{}")
+
+    def estimate(arguments):
+        out = Path(arguments[arguments.index("--out") + 1])
+        out.mkdir(parents=True)
+        Image.new("RGB", (40, 20), (10 * len(pictures), 0, 0)).save(out / "trajectory.png")
+        names = ("rotation_error_deg_median", "rotation_of_truth_deg_median", "direction_error_deg_median")
+        errors = dict(zip((*names, "ate_rmse", "path_length"), (1.0, 2.0, 30.0, 0.5, 10.0), strict=True))
+        (out / "summary.json").write_text(json.dumps({"errors": errors}))
+        pictures.append(arguments)
+
+    monkeypatch.setattr(real_clips, "estimate", estimate)
+    monkeypatch.setattr(sys, "argv", ["real_clips", str(tmp_path), "--out", str(tmp_path / "out"), "--strides", "1"])
+    assert real_clips.main() == 0 and len(pictures) == 3
+    assert "| clip2 | 1 | 1.0 | 2.0 | 30 | 0.5 | 10 |" in capsys.readouterr().out
+    assert Image.open(tmp_path / "out" / "real_clips.png").size == (40, 20)
