@@ -30,10 +30,10 @@ from . import conversions
 from .camera_node import BEST_EFFORT, LATCHED, RELIABLE, CameraFrame, CameraNode, main_of
 from .health import LEAST_CONTRAST, Health, contrast
 from .parameters import TRAJECTORY
+from .placing import Place, WindowPlacer
 from .scale import MetricScale, distance_between
-from .stitching import StitchedFrame, Stitcher
+from .stitching import Stitcher
 from .track import Track
-from .uncertainty import CovarianceChain, WindowCovariance, rotate_covariance
 from .window import Window, WindowBuffer
 
 _SHOW_EVERY_S = 0.5  # path and frusta grow with the trajectory: they must not hold poses up
@@ -75,7 +75,6 @@ class TrajectoryNode(CameraNode):
         self._windows = WindowBuffer(
             config.frames, self._p.window_hop, self._p.window_stride, self._p.queue_size, prepare=self._prepare
         )
-        self._stitcher = Stitcher(self._p.carry_scale, max_scale_step=self._p.max_scale_step)
         stated = getattr(config, "metres_per_unit", None)
         self._scale = MetricScale(self._p.scale_source, fixed=self._p.metres_per_unit, model=stated)
         calibration = self._pipeline.calibration
@@ -85,8 +84,11 @@ class TrajectoryNode(CameraNode):
                 "(rays-as-pixels calibrate --checkpoint DIR)"
             )
         self._health = Health(self._p.max_residual or calibration.max_residual, self._p.silence_timeout)
-        self._spreads = WindowCovariance(calibration, self._p.samples, self._p.sample_every, self._p.seed)
-        self._track, self._covariances = Track(self._p.path_max_size), CovarianceChain()
+        self._stitcher = Stitcher(self._p.carry_scale, max_scale_step=self._p.max_scale_step)
+        self._placer = WindowPlacer(
+            self._stitcher, calibration, self._p.samples, self._p.sample_every, self._p.seed
+        )
+        self._track = Track(self._p.path_max_size)
         self._robot_path: deque = deque(maxlen=2000)
         self._last_stamp = -1
         self._loop_at = time.monotonic() + self._p.loop_every
@@ -127,11 +129,9 @@ class TrajectoryNode(CameraNode):
         with self._track_lock:
             self._windows.clear()
             self._matcher.clear()
-            self._stitcher.reset()
+            self._placer.reset()
             self._scale.reset()
             self._track.reset()
-            self._covariances.reset()
-            self._spreads.reset()
             self._robot_path.clear()
             self._last_stamp, self._to_show = -1, None
 
@@ -205,7 +205,7 @@ class TrajectoryNode(CameraNode):
             frames, intrinsics, steps=self._p.steps, seed=self._p.seed, reference=0
         )
         trusted = self._health.trusts(estimate.residual)
-        spread, step = self._spreads.of(self._pipeline, frames, intrinsics, estimate) if trusted else (None, None)
+        known = self._placer.covariances(self._pipeline, frames, intrinsics, estimate) if trusted else None
         with self._track_lock:
             if window.life != self._windows.life:
                 return  # a reset came meanwhile
@@ -214,22 +214,14 @@ class TrajectoryNode(CameraNode):
             if not self._health.window(estimate.residual, latency):
                 self._windows.forget_overlap()
                 return
-            T_window_camera = estimate.T_reference_camera
-            added = self._stitcher.add(window.ids, T_window_camera)
-            self._learn_scale(window, T_window_camera)
-            T_map_camera = np.stack([self._stitcher.pose(frame) for frame in window.ids])
-            # The model's covariance is in the axes and unit of the window's reference camera.
-            turn = T_map_camera[-1, :3, :3] @ T_window_camera[-1, :3, :3].T
-            turned = rotate_covariance(spread, turn, self._stitcher.scale)
-            covariances = self._covariances.add(window.ids, T_map_camera, turned)
-            for frame in added:
-                index = window.ids.index(frame.frame)
-                moved = rotate_covariance(step[index], np.eye(3), frame.scale)
-                self._publish_frame(window.items[index], frame, covariances[index], moved)
+            added = self._placer.place(window.ids, estimate.T_reference_camera, known)
+            self._learn_scale(window, estimate.T_reference_camera)
+            for place in added:
+                self._publish_frame(window.items[place.index], place)
             if self._p.publish_raxels:
                 picture = np.clip((estimate.raxels[-1] + 1.0) * 127.5, 0, 255).astype(np.uint8)
                 self._raxel_publisher.publish(conversions.rgb_to_image(picture, newest.stamp, newest.frame_id))
-        self._spreads.refresh(self._pipeline, frames, intrinsics, estimate)
+        self._placer.refresh(self._pipeline, frames, intrinsics, estimate)
         if self._p.loop_every and time.monotonic() >= self._loop_at:
             self._close_the_loop(frames, intrinsics, estimate)
 
@@ -264,7 +256,7 @@ class TrajectoryNode(CameraNode):
             )
             return False, None
 
-    def _publish_frame(self, item: _Prepared, frame: StitchedFrame, covariance: np.ndarray, step: np.ndarray) -> None:
+    def _publish_frame(self, item: _Prepared, place: Place) -> None:
         """Publish one frame of the trajectory as pose, odometry and TF, and add it to the path."""
         known, T_base_optical = self._mount(item.stamp, item.frame_id)
         metres = self._scale.value
@@ -275,7 +267,10 @@ class TrajectoryNode(CameraNode):
             )
         if not known or metres is None:
             return
-        tracked = self._track.add(frame, item.stamp, T_base_optical, metres, covariance, step, self._scale.spread)
+        tracked = self._track.add(
+            place.stitched, item.stamp, T_base_optical, metres, place.covariance, place.step_covariance,
+            self._scale.spread,
+        )  # fmt: skip
         map_frame, odom_frame = self._p.map_frame, self._p.odom_frame
         child = item.frame_id if T_base_optical is None else self._p.base_frame
         self._pose_publisher.publish(conversions.pose_message(tracked, map_frame))

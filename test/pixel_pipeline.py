@@ -46,7 +46,10 @@ class PixelPipeline:
     def __init__(self, frames=5, seconds=0.0):
         self._seconds = seconds  # that a window takes
         self.config = SimpleNamespace(frames=frames, height=64, width=96)
-        self.calibration = Calibration(translation=3.0, rotation=2.0, max_residual=0.1, samples=8, windows=1)
+        self.calibration = Calibration(
+            translation=3.0, rotation=2.0, max_residual=0.1, samples=8, windows=1, translation_motion=0.2,
+            rotation_motion=0.1, correlation_frames=5.0,
+        )  # fmt: skip
         self.device = "cpu"
 
     def predict_memory(self, sources=None):
