@@ -88,7 +88,7 @@ class TrajectoryNode(CameraNode):
         self._placer = WindowPlacer(
             self._stitcher, calibration, self._p.samples, self._p.sample_every, self._p.seed
         )
-        self._track = Track(self._p.path_max_size)
+        self._track, self._path = Track(self._p.path_max_size), deque(maxlen=self._p.path_max_size)
         self._robot_path: deque = deque(maxlen=2000)
         self._last_stamp = -1
         self._loop_at = time.monotonic() + self._p.loop_every
@@ -132,6 +132,7 @@ class TrajectoryNode(CameraNode):
             self._placer.reset()
             self._scale.reset()
             self._track.reset()
+            self._path.clear()
             self._robot_path.clear()
             self._last_stamp, self._to_show = -1, None
 
@@ -189,7 +190,6 @@ class TrajectoryNode(CameraNode):
             except Exception as error:  # the worker must outlive one bad window, whatever is wrong with it
                 if self._stopping.is_set() or not self.context.ok():
                     return
-                self._windows.forget_overlap()
                 reason = f"window failed: {type(error).__name__}: {' '.join(str(error).split())}"
                 self._health.lose(reason)
                 self.get_logger().error(reason, throttle_duration_sec=5.0)
@@ -199,7 +199,6 @@ class TrajectoryNode(CameraNode):
         frames, intrinsics = np.stack([item.rgb for item in window.items]), window.items[-1].intrinsics
         if contrast(frames) < LEAST_CONTRAST:
             self._health.lose(f"an image shows nothing: its grey levels spread by {contrast(frames):.1f}")
-            self._windows.forget_overlap()
             return
         estimate = self._pipeline.estimate_trajectory(
             frames, intrinsics, steps=self._p.steps, seed=self._p.seed, reference=0
@@ -212,8 +211,7 @@ class TrajectoryNode(CameraNode):
             newest = window.items[-1]
             latency = self.get_clock().now().nanoseconds * 1e-9 - newest.stamp * 1e-9
             if not self._health.window(estimate.residual, latency):
-                self._windows.forget_overlap()
-                return
+                return  # the next window still has a frame that the one before this placed
             added = self._placer.place(window.ids, estimate.T_reference_camera, known)
             self._learn_scale(window, estimate.T_reference_camera)
             for place in added:
@@ -273,7 +271,8 @@ class TrajectoryNode(CameraNode):
         )  # fmt: skip
         map_frame, odom_frame = self._p.map_frame, self._p.odom_frame
         child = item.frame_id if T_base_optical is None else self._p.base_frame
-        self._pose_publisher.publish(conversions.pose_message(tracked, map_frame))
+        pose = conversions.pose_message(tracked, map_frame)
+        self._pose_publisher.publish(pose)
         self._odometry_publisher.publish(conversions.odometry_message(tracked, odom_frame, child))
         transforms = []
         if self._p.publish_map_to_odom_tf:
@@ -282,6 +281,7 @@ class TrajectoryNode(CameraNode):
             transforms.append(conversions.transform_message(tracked.T_odom_base, item.stamp, odom_frame, child))
         if transforms:
             self._tf_broadcaster.sendTransform(transforms)
+        self._path.append(conversions.path_pose(pose))
         self._health.pose()
         self._to_show = item
 
@@ -289,13 +289,12 @@ class TrajectoryNode(CameraNode):
         """Publish path and frusta if they have grown: now and then, and when nothing else is to be done."""
         now = time.monotonic()
         with self._track_lock:
-            newest, poses = self._to_show, list(self._track.path)
+            newest = self._to_show
             if newest is None or not (at_once or now - self._shown_at >= _SHOW_EVERY_S):
                 return
             self._to_show, self._shown_at = None, now
             frame_id, size = self._p.map_frame, self._p.frustum_size
-            path = [(pose.stamp, pose.T_map_base) for pose in poses]
-            self._path_publisher.publish(conversions.path_message(path, newest.stamp, frame_id))
+            self._path_publisher.publish(conversions.path_message(self._path, newest.stamp, frame_id))
             if size > 0:
                 lines = self._track.frusta(self._p.frusta_max_count, newest.intrinsics, size)
                 self._frusta_publisher.publish(conversions.frusta_message(lines, 0.04 * size, newest.stamp, frame_id))

@@ -67,8 +67,9 @@ def test_a_correction_moves_map_to_odom_and_never_odom_to_base(seed):
 def test_twist_is_the_motion_in_base_axes():
     turn = Rotation.from_rotvec([0, 0, 0.2]).as_matrix()
     poses = np.stack([make_pose(np.eye(3), np.zeros(3)), make_pose(turn, [0.3, 0.1, 0.0])])
-    twist = fill(Track(4), poses, mount=np.eye(4))[1].twist
-    np.testing.assert_allclose(twist, np.concatenate([turn.T @ [3.0, 1.0, 0.0], [0, 0, 2.0]]), atol=1e-9)
+    first, second = fill(Track(4), poses, mount=np.eye(4))
+    np.testing.assert_array_equal(first.twist_covariance, UNKNOWN)
+    np.testing.assert_allclose(second.twist, np.concatenate([turn.T @ [3.0, 1.0, 0.0], [0, 0, 2.0]]), atol=1e-9)
 
 
 @settings(max_examples=5, deadline=None)
