@@ -19,7 +19,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--checkpoint", metavar="DIR", help="checkpoint folder; without it, the one that is shipped")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--clips", type=int, default=100, help="held-out clips, half of them for the check")
+    parser.add_argument("--clips", type=int, default=150, help="held-out clips; each half checks the other")
     parser.add_argument("--samples", type=int, default=8, help="posterior samples, as the trajectory node takes")
     parser.add_argument("--textures", metavar="DIR", help="folder of photos; its held-out files are used")
     parser.add_argument("--dry-run", action="store_true", help="print the table and leave the checkpoint as it is")

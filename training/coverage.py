@@ -2,8 +2,9 @@
 """How far off a checkpoint is when it says how sure it is.
 
 Held-out clips with known cameras are estimated as the trajectory node does it: in pairs of windows that meet end to
-end, the second with the draws of the first, at every frame and at every second one. On every second clip two weights
-are fitted, of the draws' covariance and of the motion's size, for position and rotation each; the others check them.
+end, the second with the draws of the first, at every frame and at every second one. Two weights are fitted, of the
+draws' covariance and of the motion's size, for position and rotation each. What is kept is fitted on all clips; it is
+checked by fits on either half of the clips whose ellipsoids must hold the errors of the other half.
 
 Errors have long tails. The two weights are therefore those of the most likely Student t distribution, and their common
 size is such that 95 % of the errors lie in the 95 % ellipsoid: a size from the mean square would leave the tail out.
@@ -98,16 +99,22 @@ def window_errors(pipe: Pipeline, clips: Sequence[Clip], samples: int) -> Window
 
 
 def calibrate(found: WindowErrors, samples: int) -> Calibration:
-    """Fit on every second clip and check on the others."""
-    fitted, checked = found[::2], found[1::2]
-    weights, moved = {}, motion_size(fitted.T_reference_camera)
-    for name, b in _BLOCKS.items():
-        weights[name], weights[f"{name}_motion"] = _weights(fitted.errors[..., b], fitted.spread[..., b, b], moved)
+    """Fit on all clips; the coverage is that of each half of them with the fit on the other half."""
+    halves, squared = (found[::2], found[1::2]), []
+    for checked, fitted in (halves, halves[::-1]):
+        covariance = _fit(fitted).of_errors(checked.spread, checked.T_reference_camera)
+        squared.append(distances(checked.errors, covariance))
+    shares = {name: coverage(np.concatenate([half[name].ravel() for half in squared])) for name in _BLOCKS}
     lost = float(_LOST_ABOVE[0] * np.quantile(found.residual[:, -1], _LOST_ABOVE[1]))
-    measured = Calibration(**weights, max_residual=lost, samples=samples, windows=found.residual.size)
-    measured = replace(measured, correlation_frames=_correlation_frames(fitted, measured))
-    squared = distances(checked.errors, measured.of_errors(checked.spread, checked.T_reference_camera))
-    return replace(measured, coverage={name: coverage(d) for name, d in squared.items()})
+    return replace(_fit(found), max_residual=lost, samples=samples, windows=found.residual.size, coverage=shares)
+
+
+def _fit(found: WindowErrors) -> Calibration:
+    weights, moved = {}, motion_size(found.T_reference_camera)
+    for name, b in _BLOCKS.items():
+        weights[name], weights[f"{name}_motion"] = _weights(found.errors[..., b], found.spread[..., b, b], moved)
+    measured = Calibration(**weights)
+    return replace(measured, correlation_frames=_correlation_frames(found, measured))
 
 
 def _weights(errors: np.ndarray, spread: np.ndarray, motion: np.ndarray) -> tuple[float, float]:
@@ -139,7 +146,7 @@ def _correlation_frames(found: WindowErrors, measured: Calibration) -> float:
     covariance = measured.of_errors(found.spread[..., -1, :, :], T)
     product = power = 0.0
     for b in _BLOCKS.values():
-        w = np.linalg.solve(root(covariance[..., b, b]), found.errors[..., -1, b, None])               # (N, S, W, 3, 1)
+        w = np.linalg.solve(root(covariance[..., b, b]), found.errors[..., -1, b, None])  # (N, S, W, 3, 1)
         w /= np.maximum(1.0, np.linalg.norm(w, axis=-2, keepdims=True) / np.sqrt(chi2.ppf(_FITTED_AT, 3)))
         product += (w[:, :, 0] * (T[:, :, 0, :3, :3] @ w[:, :, 1])).sum()
         power += 0.5 * (w**2).sum()
