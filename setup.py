@@ -82,7 +82,7 @@ setup(
         "webdataset",
     ],
     extras_require={
-        "test": ["colcon-common-extensions", "hypothesis", "pytest", "pytest-timeout", "pytest-xdist", "ruff"]
+        "test": ["colcon-common-extensions", "hypothesis", "mcap", "pytest", "pytest-timeout", "pytest-xdist", "ruff"]
         + PEERS
         + TRAINING
         + WAN

@@ -2,8 +2,9 @@
 """How much the covariance of a window is worth: posterior samples, scaled by what held-out clips have shown.
 
 A window is estimated from the posterior mean (one step), its covariance from draws that take several steps. Draws of a
-model that was not trained to the end lie closer together than its errors, so a factor is measured on held-out windows
-(`rays-as-pixels calibrate`) and kept in the checkpoint's config.json.
+model that was not trained to the end lie closer together than its errors, and its errors grow with the motion more than
+the draws say (it takes a part of every motion for none). What is left over is alike in windows that follow each other.
+All three are measured on held-out windows (`rays-as-pixels calibrate`) and kept in the checkpoint's config.json.
 
 Axes: T frames, k draws. A covariance is (6, 6) of (x, y, z, rx, ry, rz), a left perturbation in the reference frame.
 """
@@ -17,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from .checkpoint_folder import CheckpointError, read_config
-from .geometry import sample_covariance
+from .geometry import sample_covariance, so3_log
 from .media import write_text
 
 STEPS = 2  # of a draw; the first starts from noise alone, so one step gives the mean and no spread
@@ -31,6 +32,8 @@ class Calibration:
 
     Attributes:
         translation, rotation: factors on the standard deviations of the draws.
+        translation_motion, rotation_motion: standard deviation along each axis for a motion of size 1 (`motion_size`).
+        correlation_frames: frames over which the correlation of windows' errors falls to 1/e; 0: they are independent.
         max_residual: of the decoded raxels against a camera; a window above it is worse than what training gives.
         samples, windows: draws of each window, and windows, that it was measured with (0: not measured).
         coverage: share of other held-out errors within the 50, 68, 90, 95 and 99 % ellipsoid, {'translation': [...],
@@ -43,16 +46,38 @@ class Calibration:
     samples: int = 0
     windows: int = 0
     coverage: dict | None = None
+    translation_motion: float = 0.0
+    rotation_motion: float = 0.0
+    correlation_frames: float = 0.0
 
     @property
     def measured(self) -> bool:
         """Whether it was measured, or stands for a checkpoint that was not."""
         return self.windows > 0
 
-    def scaled(self, covariance: np.ndarray) -> np.ndarray:
-        """Scale covariances (..., 6, 6) of draws to those of errors."""
+    def of_errors(self, covariance: np.ndarray, T: np.ndarray) -> np.ndarray:
+        """Turn covariances (..., 6, 6) of draws of the motions T (..., 4, 4) into those of the errors."""
         factor = np.repeat([self.translation, self.rotation], 3)
-        return covariance * np.outer(factor, factor)
+        of_motion = np.diag(np.repeat([self.translation_motion, self.rotation_motion], 3) ** 2)
+        return covariance * np.outer(factor, factor) + motion_size(T)[..., None, None] ** 2 * of_motion
+
+    def correlation(self, frames: float) -> float:
+        """Correlation of the errors of two windows that start so many frames apart (a Gauss-Markov process)."""
+        return float(np.exp(-frames / self.correlation_frames)) if self.correlation_frames > 0 else 0.0
+
+
+def root(covariance: np.ndarray) -> np.ndarray:
+    """Symmetric square roots of covariances (..., n, n)."""
+    values, vectors = np.linalg.eigh(covariance)
+    return (vectors * np.sqrt(np.maximum(values, 0.0))[..., None, :]) @ np.swapaxes(vectors, -1, -2)
+
+
+def motion_size(T: np.ndarray) -> np.ndarray:
+    """Size (...) of motions (..., 4, 4) by what they do to the image: translation in scene depths, rotation in radians.
+
+    Either moves the image by about as much, and where one is taken for the other both are wrong: the two count alike.
+    """
+    return np.sqrt((T[..., :3, 3] ** 2).sum(axis=-1) + (so3_log(T[..., :3, :3]) ** 2).sum(axis=-1))
 
 
 def read_calibration(checkpoint: Path | str | None) -> Calibration:
@@ -66,14 +91,19 @@ def read_calibration(checkpoint: Path | str | None) -> Calibration:
     if found is None:
         return Calibration()
     names = {f.name for f in fields(Calibration)}
-    numbers = names - {"coverage"}
-    if not isinstance(found, dict) or set(found) - names or not all(_positive(found.get(n)) for n in numbers):
+    later = {"translation_motion", "rotation_motion", "correlation_frames"}  # not in older checkpoints, and may be 0
+    if (
+        not isinstance(found, dict)
+        or set(found) - names
+        or not all(_finite(found.get(name)) and found[name] > 0 for name in names - later - {"coverage"})
+        or not all(_finite(found.get(name, 0.0)) and found.get(name, 0.0) >= 0 for name in later)
+    ):
         raise CheckpointError(f"{folder / 'config.json'}: calibration is {found}; measure it: rays-as-pixels calibrate")
     return Calibration(**found)
 
 
-def _positive(value: object) -> bool:
-    return isinstance(value, int | float) and np.isfinite(value) and value > 0
+def _finite(value: object) -> bool:
+    return isinstance(value, int | float) and bool(np.isfinite(value))
 
 
 def write_calibration(checkpoint: Path | str | None, calibration: Calibration) -> Path:

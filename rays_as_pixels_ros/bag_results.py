@@ -6,6 +6,7 @@ Topics, types and QoS are those of the nodes, so that one rviz or Foxglove layou
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -51,6 +52,7 @@ class Results:
         self.recording, self.placed, self.names, self.scale = recording, placed, names, scale
         self.frustum_size, self.frusta_max_count, self.with_tf = frustum_size, frusta_max_count, with_tf
         self._track, self._life, self._shown = Track(path_max_size), 0, 0
+        self._path: deque = deque(maxlen=path_max_size)
         self._last = max(placed)
         self.poses = 0
 
@@ -76,6 +78,7 @@ class Results:
         place, names = self.placed[frame.index], self.names
         if place.life != self._life:
             self._track.reset()
+            self._path.clear()
             self._life, self._shown = place.life, 0
         mount = self.recording.mount(names.base, frame.frame_id, frame.stamp)
         tracked = self._track.add(
@@ -84,7 +87,9 @@ class Results:
         )  # fmt: skip
         self.poses += 1
         child = frame.frame_id if mount is None else names.base
-        yield f"{names.node}/pose", conversions.pose_message(tracked, names.map)
+        pose = conversions.pose_message(tracked, names.map)
+        self._path.append(conversions.path_pose(pose))
+        yield f"{names.node}/pose", pose
         yield f"{names.node}/odometry", conversions.odometry_message(tracked, names.odom, child)
         transforms = [
             conversions.transform_message(T, frame.stamp, parent, of)
@@ -102,8 +107,7 @@ class Results:
 
     def _shown_so_far(self, stamp: int, place: PlacedFrame) -> Iterator[tuple[str, object]]:
         names, size = self.names, self.frustum_size
-        path = [(pose.stamp, pose.T_map_base) for pose in self._track.path]
-        yield f"{names.node}/path", conversions.path_message(path, stamp, names.map)
+        yield f"{names.node}/path", conversions.path_message(self._path, stamp, names.map)
         if size > 0:
             lines = self._track.frusta(self.frusta_max_count, place.intrinsics, size)
             yield f"{names.node}/frusta", conversions.frusta_message(lines, 0.04 * size, stamp, names.map)

@@ -16,8 +16,8 @@ import numpy as np
 from rays_as_pixels_model.geometry import GeometryError, Intrinsics
 
 from .health import Health
+from .placing import WindowPlacer
 from .stitching import StitchedFrame, Stitcher
-from .uncertainty import CovarianceChain, WindowCovariance, rotate_covariance
 from .window import overlapping_windows
 
 
@@ -71,7 +71,7 @@ class OfflineTracker:
             raise ValueError(f"window_hop is {hop}; windows have {self.length} frames and must overlap")
         self.tally = Tally()
         self._health = Health(max_residual or pipeline.calibration.max_residual)
-        self._spreads = WindowCovariance(pipeline.calibration, samples, sample_every, seed)
+        self._placer = WindowPlacer(Stitcher(memory=sys.maxsize), pipeline.calibration, samples, sample_every, seed)
 
     def place(self, frames: Iterable[DecodedFrame], on_frame: Callable[[], None] = lambda: None) -> list[PlacedFrame]:
         """Place the frames, in order; those that only lost windows saw are left out."""
@@ -81,18 +81,18 @@ class OfflineTracker:
         return placed
 
     def _place_life(self, frames: Iterator[DecodedFrame]) -> list[PlacedFrame]:
-        stitcher, covariances = Stitcher(memory=sys.maxsize), CovarianceChain()
-        self._spreads.reset()
+        self._placer.reset()
+        stitcher = self._placer.stitcher
         placed: list[PlacedFrame] = []
         for window in overlapping_windows(frames, self.length, self.hop):
-            placed += self._window(window, stitcher, covariances)
+            placed += self._window(window)
         self.tally.breaks += stitcher.segments
         return [
             replace(frame, stitched=replace(frame.stitched, T_map_camera=stitcher.pose(frame.stitched.frame)))
             for frame in placed
         ]
 
-    def _window(self, window: list[DecodedFrame], stitcher: Stitcher, chain: CovarianceChain) -> list[PlacedFrame]:
+    def _window(self, window: list[DecodedFrame]) -> list[PlacedFrame]:
         """Estimate one window, join it to the trajectory and return its new frames."""
         self.tally.windows += 1
         images, intrinsics = np.stack([frame.rgb for frame in window]), window[-1].intrinsics
@@ -104,21 +104,14 @@ class OfflineTracker:
         if not self._health.trusts(found.residual):
             self._lose(f"its rays fit no camera (residual {np.median(found.residual):.3f})")
             return []
-        T_window_camera, ids = found.T_reference_camera, [frame.number for frame in window]
-        spread, step = self._spreads.of(self.pipeline, images, intrinsics, found)
-        added = stitcher.add(ids, T_window_camera)
-        T_map_camera = np.stack([stitcher.pose(number) for number in ids])
-        # The model's covariance is in the axes and unit of the window's reference camera.
-        turn = T_map_camera[-1, :3, :3] @ T_window_camera[-1, :3, :3].T
-        covariances = chain.add(ids, T_map_camera, rotate_covariance(spread, turn, stitcher.scale))
-        placed = []
-        for frame in added:
-            index = ids.index(frame.frame)
-            moved = rotate_covariance(step[index], np.eye(3), frame.scale)
-            source = window[index]
-            placed.append(PlacedFrame(frame, source.intrinsics, covariances[index], moved, source.life))
-        self._spreads.refresh(self.pipeline, images, intrinsics, found)
-        return placed
+        covariances = self._placer.covariances(self.pipeline, images, intrinsics, found)
+        added = self._placer.place([frame.number for frame in window], found.T_reference_camera, covariances)
+        self._placer.refresh(self.pipeline, images, intrinsics, found)
+        sources = [window[place.index] for place in added]
+        return [
+            PlacedFrame(place.stitched, source.intrinsics, place.covariance, place.step_covariance, source.life)
+            for place, source in zip(added, sources, strict=True)
+        ]
 
     def _lose(self, reason: str) -> None:
         self.tally.lost += 1

@@ -19,7 +19,7 @@ from rays_as_pixels_model.media import write_text, write_trajectory
 
 from .paths import kitti_text
 from .stitching import OdometryChain, StitchedFrame
-from .uncertainty import move_covariance, rotate_covariance
+from .uncertainty import UNKNOWN, move_covariance, rotate_covariance
 
 # Optical axes (x right, y down, z forward) seen from REP 103 axes (x forward, y left, z up).
 T_REP103_OPTICAL = np.array([[0.0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1]])
@@ -32,7 +32,8 @@ class TrackedPose:
     """One pose as it is published.
 
     T_map_base, T_odom_base, T_map_odom, T_map_optical: (4, 4). covariance: (6, 6) of the base in map axes. twist: (6,)
-    mean linear and angular velocity since the pose before, in base axes, or None for the first, and its covariance.
+    mean linear and angular velocity since the pose before, in base axes, and its covariance; zeros that are UNKNOWN for
+    the first.
     """
 
     stamp: int
@@ -41,7 +42,7 @@ class TrackedPose:
     T_map_odom: np.ndarray
     T_map_optical: np.ndarray
     covariance: np.ndarray
-    twist: np.ndarray | None
+    twist: np.ndarray
     twist_covariance: np.ndarray
 
 
@@ -95,7 +96,7 @@ class Track:
         covariance = rotate_covariance(covariance, turn, metres)
         covariance = move_covariance(covariance, T_map_base[:3, 3] - T_map_optical[:3, 3])
         covariance[:3, :3] += scale_spread**2 * np.outer(T_map_base[:3, 3], T_map_base[:3, 3])
-        twist, twist_covariance = None, np.zeros((6, 6))
+        twist, twist_covariance = np.zeros(6), UNKNOWN
         if self._previous is not None and stamp > self._previous.stamp:
             seconds = (stamp - self._previous.stamp) * 1e-9
             moved = invert(self._previous.T_odom_base) @ T_odom_base

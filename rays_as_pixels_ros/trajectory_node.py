@@ -30,10 +30,10 @@ from . import conversions
 from .camera_node import BEST_EFFORT, LATCHED, RELIABLE, CameraFrame, CameraNode, main_of
 from .health import LEAST_CONTRAST, Health, contrast
 from .parameters import TRAJECTORY
+from .placing import Place, WindowPlacer
 from .scale import MetricScale, distance_between
-from .stitching import StitchedFrame, Stitcher
+from .stitching import Stitcher
 from .track import Track
-from .uncertainty import CovarianceChain, WindowCovariance, rotate_covariance
 from .window import Window, WindowBuffer
 
 _SHOW_EVERY_S = 0.5  # path and frusta grow with the trajectory: they must not hold poses up
@@ -75,7 +75,6 @@ class TrajectoryNode(CameraNode):
         self._windows = WindowBuffer(
             config.frames, self._p.window_hop, self._p.window_stride, self._p.queue_size, prepare=self._prepare
         )
-        self._stitcher = Stitcher(self._p.carry_scale, max_scale_step=self._p.max_scale_step)
         stated = getattr(config, "metres_per_unit", None)
         self._scale = MetricScale(self._p.scale_source, fixed=self._p.metres_per_unit, model=stated)
         calibration = self._pipeline.calibration
@@ -85,8 +84,11 @@ class TrajectoryNode(CameraNode):
                 "(rays-as-pixels calibrate --checkpoint DIR)"
             )
         self._health = Health(self._p.max_residual or calibration.max_residual, self._p.silence_timeout)
-        self._spreads = WindowCovariance(calibration, self._p.samples, self._p.sample_every, self._p.seed)
-        self._track, self._covariances = Track(self._p.path_max_size), CovarianceChain()
+        self._stitcher = Stitcher(self._p.carry_scale, max_scale_step=self._p.max_scale_step)
+        self._placer = WindowPlacer(
+            self._stitcher, calibration, self._p.samples, self._p.sample_every, self._p.seed
+        )
+        self._track, self._path = Track(self._p.path_max_size), deque(maxlen=self._p.path_max_size)
         self._robot_path: deque = deque(maxlen=2000)
         self._last_stamp = -1
         self._loop_at = time.monotonic() + self._p.loop_every
@@ -127,11 +129,10 @@ class TrajectoryNode(CameraNode):
         with self._track_lock:
             self._windows.clear()
             self._matcher.clear()
-            self._stitcher.reset()
+            self._placer.reset()
             self._scale.reset()
             self._track.reset()
-            self._covariances.reset()
-            self._spreads.reset()
+            self._path.clear()
             self._robot_path.clear()
             self._last_stamp, self._to_show = -1, None
 
@@ -189,7 +190,6 @@ class TrajectoryNode(CameraNode):
             except Exception as error:  # the worker must outlive one bad window, whatever is wrong with it
                 if self._stopping.is_set() or not self.context.ok():
                     return
-                self._windows.forget_overlap()
                 reason = f"window failed: {type(error).__name__}: {' '.join(str(error).split())}"
                 self._health.lose(reason)
                 self.get_logger().error(reason, throttle_duration_sec=5.0)
@@ -199,37 +199,27 @@ class TrajectoryNode(CameraNode):
         frames, intrinsics = np.stack([item.rgb for item in window.items]), window.items[-1].intrinsics
         if contrast(frames) < LEAST_CONTRAST:
             self._health.lose(f"an image shows nothing: its grey levels spread by {contrast(frames):.1f}")
-            self._windows.forget_overlap()
             return
         estimate = self._pipeline.estimate_trajectory(
             frames, intrinsics, steps=self._p.steps, seed=self._p.seed, reference=0
         )
         trusted = self._health.trusts(estimate.residual)
-        spread, step = self._spreads.of(self._pipeline, frames, intrinsics, estimate) if trusted else (None, None)
+        known = self._placer.covariances(self._pipeline, frames, intrinsics, estimate) if trusted else None
         with self._track_lock:
             if window.life != self._windows.life:
                 return  # a reset came meanwhile
             newest = window.items[-1]
             latency = self.get_clock().now().nanoseconds * 1e-9 - newest.stamp * 1e-9
             if not self._health.window(estimate.residual, latency):
-                self._windows.forget_overlap()
-                return
-            T_window_camera = estimate.T_reference_camera
-            added = self._stitcher.add(window.ids, T_window_camera)
-            self._learn_scale(window, T_window_camera)
-            T_map_camera = np.stack([self._stitcher.pose(frame) for frame in window.ids])
-            # The model's covariance is in the axes and unit of the window's reference camera.
-            turn = T_map_camera[-1, :3, :3] @ T_window_camera[-1, :3, :3].T
-            turned = rotate_covariance(spread, turn, self._stitcher.scale)
-            covariances = self._covariances.add(window.ids, T_map_camera, turned)
-            for frame in added:
-                index = window.ids.index(frame.frame)
-                moved = rotate_covariance(step[index], np.eye(3), frame.scale)
-                self._publish_frame(window.items[index], frame, covariances[index], moved)
+                return  # the next window still has a frame that the one before this placed
+            added = self._placer.place(window.ids, estimate.T_reference_camera, known)
+            self._learn_scale(window, estimate.T_reference_camera)
+            for place in added:
+                self._publish_frame(window.items[place.index], place)
             if self._p.publish_raxels:
                 picture = np.clip((estimate.raxels[-1] + 1.0) * 127.5, 0, 255).astype(np.uint8)
                 self._raxel_publisher.publish(conversions.rgb_to_image(picture, newest.stamp, newest.frame_id))
-        self._spreads.refresh(self._pipeline, frames, intrinsics, estimate)
+        self._placer.refresh(self._pipeline, frames, intrinsics, estimate)
         if self._p.loop_every and time.monotonic() >= self._loop_at:
             self._close_the_loop(frames, intrinsics, estimate)
 
@@ -264,7 +254,7 @@ class TrajectoryNode(CameraNode):
             )
             return False, None
 
-    def _publish_frame(self, item: _Prepared, frame: StitchedFrame, covariance: np.ndarray, step: np.ndarray) -> None:
+    def _publish_frame(self, item: _Prepared, place: Place) -> None:
         """Publish one frame of the trajectory as pose, odometry and TF, and add it to the path."""
         known, T_base_optical = self._mount(item.stamp, item.frame_id)
         metres = self._scale.value
@@ -275,10 +265,14 @@ class TrajectoryNode(CameraNode):
             )
         if not known or metres is None:
             return
-        tracked = self._track.add(frame, item.stamp, T_base_optical, metres, covariance, step, self._scale.spread)
+        tracked = self._track.add(
+            place.stitched, item.stamp, T_base_optical, metres, place.covariance, place.step_covariance,
+            self._scale.spread,
+        )  # fmt: skip
         map_frame, odom_frame = self._p.map_frame, self._p.odom_frame
         child = item.frame_id if T_base_optical is None else self._p.base_frame
-        self._pose_publisher.publish(conversions.pose_message(tracked, map_frame))
+        pose = conversions.pose_message(tracked, map_frame)
+        self._pose_publisher.publish(pose)
         self._odometry_publisher.publish(conversions.odometry_message(tracked, odom_frame, child))
         transforms = []
         if self._p.publish_map_to_odom_tf:
@@ -287,6 +281,7 @@ class TrajectoryNode(CameraNode):
             transforms.append(conversions.transform_message(tracked.T_odom_base, item.stamp, odom_frame, child))
         if transforms:
             self._tf_broadcaster.sendTransform(transforms)
+        self._path.append(conversions.path_pose(pose))
         self._health.pose()
         self._to_show = item
 
@@ -294,13 +289,12 @@ class TrajectoryNode(CameraNode):
         """Publish path and frusta if they have grown: now and then, and when nothing else is to be done."""
         now = time.monotonic()
         with self._track_lock:
-            newest, poses = self._to_show, list(self._track.path)
+            newest = self._to_show
             if newest is None or not (at_once or now - self._shown_at >= _SHOW_EVERY_S):
                 return
             self._to_show, self._shown_at = None, now
             frame_id, size = self._p.map_frame, self._p.frustum_size
-            path = [(pose.stamp, pose.T_map_base) for pose in poses]
-            self._path_publisher.publish(conversions.path_message(path, newest.stamp, frame_id))
+            self._path_publisher.publish(conversions.path_message(self._path, newest.stamp, frame_id))
             if size > 0:
                 lines = self._track.frusta(self._p.frusta_max_count, newest.intrinsics, size)
                 self._frusta_publisher.publish(conversions.frusta_message(lines, 0.04 * size, newest.stamp, frame_id))

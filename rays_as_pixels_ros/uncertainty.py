@@ -8,12 +8,13 @@ that the pose is given in (a left perturbation), as geometry_msgs/PoseWithCovari
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rays_as_pixels_model.calibration import Calibration, draws_covariance
+from rays_as_pixels_model.calibration import Calibration, draws_covariance, root
 from rays_as_pixels_model.geometry import Intrinsics, invert, make_pose, sample_covariance
 
 if TYPE_CHECKING:
@@ -21,6 +22,14 @@ if TYPE_CHECKING:
 
 # After a gap in which nothing is known of the motion: far more than any trajectory, still finite for filters.
 UNKNOWN = np.diag([1e6] * 3 + [np.pi**2] * 3)
+
+
+def _lever(shift: np.ndarray) -> np.ndarray:
+    """Matrix (6, 6) that carries errors of a pose to a point that is rigidly `shift` (3,) away: dt + w x shift."""
+    x, y, z = shift
+    lever = np.eye(6)
+    lever[:3, 3:] = [[0.0, z, -y], [-z, 0.0, x], [y, -x, 0.0]]
+    return lever
 
 
 def rotate_covariance(covariance: np.ndarray, rotation: np.ndarray, scale: float = 1.0) -> np.ndarray:
@@ -32,9 +41,7 @@ def rotate_covariance(covariance: np.ndarray, rotation: np.ndarray, scale: float
 
 def move_covariance(covariance: np.ndarray, shift: np.ndarray) -> np.ndarray:
     """Covariance (6, 6) of a point that is rigidly `shift` (3,), in the fixed axes, away from the known one."""
-    x, y, z = shift
-    lever = np.eye(6)
-    lever[:3, 3:] = [[0.0, z, -y], [-z, 0.0, x], [y, -x, 0.0]]  # dt + w x shift
+    lever = _lever(shift)
     return lever @ covariance @ lever.T
 
 
@@ -63,49 +70,67 @@ class WindowCovariance:
 
     def reset(self) -> None:
         """Sample the next window."""
-        self._windows, self._found = 0, None
+        self._windows, self._drawn = 0, None
 
     def of(self, pipeline: Any, frames: np.ndarray, intrinsics: Intrinsics, estimate: TrajectoryEstimate) -> tuple:
         """Return covariances of a window's cameras and of the motions to them, both (T, 6, 6), model units.
 
         The first in the axes of the reference, the second in those of the frame before (zero for the first frame).
         """
-        if self._found is None or self._every == 1:
-            self._sample(pipeline, frames, intrinsics, estimate)
-        return self._found
+        drawn = self._drawn
+        if drawn is None or self._every == 1:
+            drawn = self._drawn = self._draw(pipeline, frames, intrinsics, estimate)
+        T, (cameras, steps) = estimate.T_reference_camera, drawn
+        T_previous_camera = np.concatenate([np.eye(4)[None], invert(T[:-1]) @ T[1:]])
+        return self._calibration.of_errors(cameras, T), self._calibration.of_errors(steps, T_previous_camera)
 
     def refresh(self, pipeline: Any, frames: np.ndarray, intrinsics: Intrinsics, estimate: TrajectoryEstimate) -> None:
         """Sample this window for those that follow, if its turn has come: after its poses, which do not wait for it."""
         self._windows += 1
         if self._every > 1 and self._windows % self._every == 0:
-            self._sample(pipeline, frames, intrinsics, estimate)
+            self._drawn = self._draw(pipeline, frames, intrinsics, estimate)
 
-    def _sample(self, pipeline: Any, frames: np.ndarray, intrinsics: Intrinsics, estimate: TrajectoryEstimate) -> None:
+    def _draw(self, pipeline: Any, frames: np.ndarray, intrinsics: Intrinsics, estimate: TrajectoryEstimate) -> tuple:
+        """Covariances (T, 6, 6) of the draws of the cameras and of the motions to them."""
         T = estimate.T_reference_camera
         draws = pipeline.draw_cameras(frames, intrinsics, samples=self._samples, seed=self._seed + self._windows)
-        spread = draws_covariance(draws, T, estimate.covariance)
         steps = np.stack([np.zeros((6, 6))] + [step_covariance(draws, index) for index in range(1, len(T))])
-        self._found = self._calibration.scaled(spread), self._calibration.scaled(steps)
+        return draws_covariance(draws, T, estimate.covariance), steps
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What is known of a frame: its covariance (6, 6) in the map; shared: covariance (6, 6) of its error with the error
+    of the window that placed it, the latter in standard deviations; start: first frame of that window."""
+
+    covariance: np.ndarray
+    shared: np.ndarray
+    start: int
 
 
 class CovarianceChain:
     """Covariances along a trajectory of overlapping windows.
 
     A window tells how well its frames are known against its first one, which an earlier window has placed: the errors
-    of both add up, and the error of the first one's orientation moves all that follow.
+    of both add up, and the error of the first one's orientation moves all that follow. They are not independent: the
+    error of a window is R w, R the root of its covariance, and w is a first-order Gauss-Markov process from window to
+    window (`Calibration.correlation`). So X = cov(x, w) is carried along with P = cov(x), x the error of a pose:
+    cov(F x + R w) = F P F' + R R' + F X R' + R X' F', F the lever to the next pose.
     """
 
-    def __init__(self, memory: int = 256):
+    def __init__(self, correlation: Callable[[float], float] = lambda frames: 0.0, memory: int = 256):
         """
         Args:
+            correlation: of the errors of two windows that start so many frames apart.
             memory: newest frames kept.
         """
         self.memory = memory
+        self._correlation = correlation
         self.reset()
 
     def reset(self) -> None:
         """Forget the trajectory."""
-        self._known: OrderedDict[int, np.ndarray] = OrderedDict()
+        self._known: OrderedDict[int, _Known] = OrderedDict()
 
     def add(self, frames: Sequence[int], T_map_camera: np.ndarray, covariance: np.ndarray) -> np.ndarray:
         """Add a window; returns the covariance (T, 6, 6) of its frames in the map. A frame known before keeps its own.
@@ -115,15 +140,18 @@ class CovarianceChain:
             T_map_camera: (T, 4, 4) of these frames.
             covariance: (T, 6, 6) against the reference, in the axes and unit of the map.
         """
-        if frames[0] in self._known:
-            start = self._known[frames[0]]
+        first, apart = frames[0], (frames[-1] - frames[0]) / (len(frames) - 1)
+        if first in self._known:
+            known = self._known[first]
+            start, shared = known.covariance, known.shared * self._correlation((first - known.start) / apart)
         else:  # the first window starts where the map does; a later one without common frames starts anywhere
-            start = UNKNOWN if self._known else np.zeros((6, 6))
-        for index, frame in enumerate(frames):
+            start, shared = UNKNOWN if self._known else np.zeros((6, 6)), np.zeros((6, 6))
+        for frame, T, own, R in zip(frames, T_map_camera, covariance, root(covariance), strict=True):
             if frame not in self._known:
-                lever = T_map_camera[index, :3, 3] - T_map_camera[0, :3, 3]
-                self._known[frame] = move_covariance(start, lever) + covariance[index]
-        found = np.stack([self._known[frame] for frame in frames])
+                F = _lever(T[:3, 3] - T_map_camera[0, :3, 3])
+                cross = F @ shared @ R.T
+                self._known[frame] = _Known(F @ start @ F.T + own + cross + cross.T, F @ shared + R, first)
+        found = np.stack([self._known[frame].covariance for frame in frames])
         while len(self._known) > self.memory:
             self._known.popitem(last=False)
         return found

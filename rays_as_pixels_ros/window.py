@@ -112,12 +112,6 @@ class WindowBuffer:
                 self._common = len(self._frames)
                 return window
 
-    def forget_overlap(self) -> None:
-        """Start the next window from new frames only (the last window was lost)."""
-        with self._condition:
-            self._frames = []
-            self._common = 0
-
     def clear(self) -> None:
         """Forget all frames; frame numbers go on."""
         with self._condition:

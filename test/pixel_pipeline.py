@@ -43,10 +43,14 @@ def index_of(frame):
 class PixelPipeline:
     """The pipeline's interface over painted images."""
 
-    def __init__(self, frames=5, seconds=0.0):
+    def __init__(self, frames=5, seconds=0.0, lost=None):
         self._seconds = seconds  # that a window takes
+        self._lost = lost  # first frame of the one window that no camera explains
         self.config = SimpleNamespace(frames=frames, height=64, width=96)
-        self.calibration = Calibration(translation=3.0, rotation=2.0, max_residual=0.1, samples=8, windows=1)
+        self.calibration = Calibration(
+            translation=3.0, rotation=2.0, max_residual=0.1, samples=8, windows=1, translation_motion=0.2,
+            rotation_motion=0.1, correlation_frames=5.0,
+        )  # fmt: skip
         self.device = "cpu"
 
     def predict_memory(self, sources=None):
@@ -64,7 +68,7 @@ class PixelPipeline:
         return SimpleNamespace(
             T_reference_camera=relative,
             intrinsics=intrinsics,
-            residual=np.zeros(len(frames)),
+            residual=np.full(len(frames), 1.0 if numbers[0] == self._lost else 0.0),
             covariance=np.tile(np.eye(6) * 1e-4, (len(frames), 1, 1)),
             raxels=np.zeros((len(frames), 32, 48, 3)),
         )
@@ -125,7 +129,7 @@ def load(checkpoint, device):
     """Stand in for Pipeline.from_checkpoint."""
     if checkpoint == "broken":
         raise ValueError("broken: not a checkpoint")
-    return PixelPipeline(seconds=0.3 if checkpoint == "slow" else 0.0)
+    return PixelPipeline(seconds=0.3 if checkpoint == "slow" else 0.0, lost=4 if checkpoint == "blurred" else None)
 
 
 def main():

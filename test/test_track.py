@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
+from scipy.stats import chi2
 
 from rays_as_pixels_model.geometry import Intrinsics, invert, make_pose, so3_exp, so3_log
 from rays_as_pixels_ros.stitching import StitchedFrame
@@ -66,8 +67,9 @@ def test_a_correction_moves_map_to_odom_and_never_odom_to_base(seed):
 def test_twist_is_the_motion_in_base_axes():
     turn = Rotation.from_rotvec([0, 0, 0.2]).as_matrix()
     poses = np.stack([make_pose(np.eye(3), np.zeros(3)), make_pose(turn, [0.3, 0.1, 0.0])])
-    twist = fill(Track(4), poses, mount=np.eye(4))[1].twist
-    np.testing.assert_allclose(twist, np.concatenate([turn.T @ [3.0, 1.0, 0.0], [0, 0, 2.0]]), atol=1e-9)
+    first, second = fill(Track(4), poses, mount=np.eye(4))
+    np.testing.assert_array_equal(first.twist_covariance, UNKNOWN)
+    np.testing.assert_allclose(second.twist, np.concatenate([turn.T @ [3.0, 1.0, 0.0], [0, 0, 2.0]]), atol=1e-9)
 
 
 @settings(max_examples=5, deadline=None)
@@ -114,6 +116,36 @@ def test_errors_of_windows_add_up_and_a_wrong_start_turns_what_follows():
     for number in range(20, 400, 2):
         chain.add([number, number + 1, number + 2], later, each)
     assert len(chain._known) == chain.memory
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.6, 0.9])
+def test_ellipsoids_hold_along_a_path_whose_errors_are_correlated(correlation):
+    """Windows that meet end to end, each off by an error that resembles the last one's: what share lies within 95 %?
+
+    Errors add up as the chain says, levers and all, over 1 to 25 windows; taken as independent they would not.
+    """
+    rng = np.random.default_rng(7)
+    paths, count = 1500, 25
+    turns = so3_exp(np.cumsum(rng.normal(0, 0.1, (count + 1, 3)), axis=0))
+    true = make_pose(turns, np.cumsum(rng.normal(0.1, 0.2, (count + 1, 3)), axis=0))
+    sizes = rng.uniform(0.003, 0.006, (count, 6))
+    chains = CovarianceChain(lambda frames: correlation ** (frames / 4)), CovarianceChain()
+    found, w, shares = np.tile(true[0], (paths, 1, 1)), rng.normal(size=(paths, 6)), []
+    for k in range(count):
+        w = correlation * w + np.sqrt(1 - correlation**2) * rng.normal(size=w.shape) if k else w
+        error = sizes[k] * w
+        placed = found @ invert(true[k]) @ true[k + 1]
+        found = make_pose(so3_exp(error[:, 3:]) @ placed[:, :3, :3], placed[:, :3, 3] + error[:, :3])
+        turned = so3_log(found[:, :3, :3] @ true[k + 1, :3, :3].T)
+        off = np.concatenate([found[:, :3, 3] - true[k + 1, :3, 3], turned], axis=1)
+        own = np.stack([np.zeros((6, 6))] * 4 + [np.diag(sizes[k] ** 2)])
+        known = [chain.add(range(4 * k, 4 * k + 5), true[[k, k, k, k, k + 1]], own)[-1] for chain in chains]
+        squared = [np.einsum("ni,ni->n", off @ np.linalg.inv(covariance), off) for covariance in known]
+        shares.append(np.mean(np.array(squared) <= chi2.ppf(0.95, 6), axis=1))
+    within, if_independent = np.transpose(shares)
+    assert 0.93 < within.min() and within.max() < 0.97
+    if correlation:
+        assert if_independent[-1] < 0.80
 
 
 @given(seed=SEED)

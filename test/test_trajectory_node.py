@@ -28,6 +28,7 @@ from wire import (
 )
 
 from rays_as_pixels_interfaces.srv import SaveTrajectory
+from rays_as_pixels_model.geometry import invert
 from rays_as_pixels_model.media import read_trajectory
 from rays_as_pixels_ros import conversions as c
 from rays_as_pixels_ros.parameters import TRAJECTORY
@@ -92,6 +93,7 @@ def test_stream_in_trajectory_out(peer, trajectory, tmp_path):
     odometry = peer.got["trajectory_node/odometry"]
     until(lambda: len(odometry) >= 25, "odometry")
     assert (odometry[0].header.frame_id, odometry[0].child_frame_id) == ("odom", OPTICAL)
+    assert odometry[0].twist.covariance[0] > 1e5, "nobody knows how fast the camera is from one pose"
     moved = np.linalg.inv(found[10]) @ found[11]
     seconds = (c.stamp_ns(poses[11].header.stamp) - c.stamp_ns(poses[10].header.stamp)) * 1e-9
     speed = odometry[11].twist.twist.linear
@@ -99,6 +101,7 @@ def test_stream_in_trajectory_out(peer, trajectory, tmp_path):
 
     paths = peer.got["trajectory_node/path"]
     until(lambda: paths and len(paths[-1].poses) == 25, "the whole path")
+    assert [(p.header.stamp, p.pose) for p in paths[-1].poses] == [(p.header.stamp, p.pose.pose) for p in poses]
 
     frusta = peer.got["trajectory_node/frusta"]
     until(lambda: frusta and frusta[-1].markers[-1].header.stamp == poses[24].header.stamp, "all frusta")
@@ -217,6 +220,23 @@ def test_a_covered_lens_is_lost_and_says_so(peer, trajectory):
     position = np.asarray(poses[-1].pose.covariance).reshape(6, 6)[0, 0]
     assert position > 1e5, "nobody knows how far the camera went meanwhile"
     until(lambda: not lost(), "diagnostics without it")
+
+
+def test_one_lost_window_is_bridged_by_the_frame_that_its_neighbours_share(peer, tmp_path):
+    """Of windows 0-4, 2-6, 4-8 and 6-10 the third is lost: the fourth still starts at a frame whose place is known."""
+    settings = ["-p", "base_frame:=''", "-p", "checkpoint:=blurred", "-p", "image_qos:=reliable"]
+    poses = peer.listen(PoseWithCovarianceStamped, "bridged/pose", 100)
+    with Process(tmp_path, "trajectory_node", *settings, "-r", "__node:=bridged") as process:
+        process.until_active()
+        until(lambda: peer.image.get_subscription_count() and peer.info.get_subscription_count(), "its subscription")
+        until(lambda: peer.node.count_publishers("bridged/pose"), "its publisher")
+        stamps = play(peer, range(11))
+        until(lambda: len(poses) == 11, "a pose of every frame")
+    assert [stamps[c.stamp_ns(pose.header.stamp)] for pose in poses] == list(range(11))
+    found = np.stack([c.pose_to_matrix(pose.pose.pose) for pose in poses])
+    turned = invert(expected_in_map(path()[:11], 1.0)) @ found
+    np.testing.assert_allclose(turned[:, :3, :3], np.tile(np.eye(3), (11, 1, 1)), atol=1e-6)
+    assert np.asarray(poses[-1].pose.covariance).reshape(6, 6)[0, 0] < 10, "nothing was missed"
 
 
 def test_a_fast_camera_loses_frames_but_not_the_trajectory(peer, trajectory):

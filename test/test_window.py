@@ -82,18 +82,6 @@ def test_frames_are_prepared_once_and_refused_ones_leave_no_hole_in_the_overlap(
     ]
 
 
-def test_a_lost_window_is_followed_by_new_frames_only():
-    buffer = WindowBuffer(3, 1)
-    for number in range(3):
-        buffer.push(number)
-    assert buffer.take().common == 0
-    buffer.forget_overlap()
-    for number in range(3, 6):
-        buffer.push(number)
-    window = buffer.take()
-    assert window.items == (3, 4, 5) and window.common == 0
-
-
 def test_frame_numbers_go_on_after_clear():
     buffer = WindowBuffer(2, 1)
     buffer.push("a")

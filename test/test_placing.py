@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Windows to places with covariances: the one way of the node and the bag."""
+
+from dataclasses import replace
+
+import numpy as np
+from pixel_pipeline import PixelPipeline, path, picture
+
+from rays_as_pixels_model.geometry import Intrinsics, invert
+from rays_as_pixels_ros.placing import WindowPlacer
+from rays_as_pixels_ros.stitching import Stitcher
+from rays_as_pixels_ros.uncertainty import UNKNOWN
+
+CAMERA = Intrinsics.from_fov(70.0, 72, 48)
+
+
+def placed(windows, **calibration):
+    """Places of the frames of windows (frame numbers each)."""
+    pipe = PixelPipeline()
+    placer, found = WindowPlacer(Stitcher(), replace(pipe.calibration, **calibration), samples=6, every=4), {}
+    for ids in windows:
+        frames = np.stack([picture(number) for number in ids])
+        estimate = pipe.estimate_trajectory(frames, CAMERA)
+        covariances = placer.covariances(pipe, frames, CAMERA, estimate)
+        for place in placer.place(ids, estimate.T_reference_camera, covariances):
+            assert ids[place.index] == place.stitched.frame
+            found[place.stitched.frame] = place
+        placer.refresh(pipe, frames, CAMERA, estimate)
+    return found
+
+
+def test_places_are_on_the_path_and_known_worse_and_worse():
+    found = placed([list(range(start, start + 5)) for start in range(0, 21, 2)])
+    true = invert(path()[0]) @ path()[:25]
+    true[:, :3, 3] *= 0.7  # the unit of the first window
+    np.testing.assert_allclose([found[k].stitched.T_map_camera for k in range(25)], true, atol=1e-9)
+    spread = [np.trace(found[k].covariance[3:, 3:]) for k in (4, 8, 12, 16, 20, 24)]
+    assert spread == sorted(spread) and not found[0].covariance[:3, 3:].any()
+    independent = placed([list(range(start, start + 5)) for start in range(0, 21, 2)], correlation_frames=0.0)
+    np.testing.assert_allclose(independent[4].covariance, found[4].covariance, atol=1e-12)
+    assert np.trace(independent[24].covariance[3:, 3:]) < 0.7 * spread[-1]
+
+
+def test_after_a_gap_neither_the_place_nor_the_motion_to_it_is_known():
+    found = placed([range(0, 5), range(10, 15)])
+    np.testing.assert_array_equal(found[10].step_covariance, UNKNOWN)
+    assert np.all(np.diag(found[10].covariance) >= np.diag(UNKNOWN))
+    assert np.trace(found[11].step_covariance) < 1.0, "from there on the window tells"
