@@ -79,10 +79,10 @@ setup(
         "torch",
         "transforms3d",
         "tyro",
-        "webdataset",
     ],
     extras_require={
         "test": ["colcon-common-extensions", "hypothesis", "mcap", "pytest", "pytest-timeout", "pytest-xdist", "ruff"]
+        + ["webdataset"]  # another reader of the shards that we write
         + PEERS
         + TRAINING
         + WAN

@@ -9,6 +9,7 @@ Fits and trains on clips of the training seeds, measures on clips of held-out se
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import platform
 import time
@@ -24,7 +25,7 @@ from rays_as_pixels_model.codec import LatentNormaliser, LinearCodec, fit_basis
 from rays_as_pixels_model.comparison import psnr
 from rays_as_pixels_model.geometry import Intrinsics, make_pose, rotation_angle_deg, so3_exp
 from rays_as_pixels_model.raxels import make_raxels, read_cameras
-from rays_as_pixels_training.data.procedural import Clip, ClipConfig, ClipPool, make_clip
+from rays_as_pixels_training.data.procedural import Clip, ClipConfig, ClipPool, first_clip
 from rays_as_pixels_training.data.windows import WindowBatch, cut_windows
 from rays_as_pixels_training.fit_codec import blocks_of
 from rays_as_pixels_training.held_out import held_out_clips
@@ -52,10 +53,8 @@ def training_clips(count: int, pool: Path | None, textures: str | None) -> Simpl
 
     bank, clips, seed = TextureBank.default(split="train", folder=textures), [], 0
     while len(clips) < count:
-        try:
-            clips.append(make_clip(seed, bank, ClipConfig()))
-        except ValueError:                # a scene without free space for a camera
-            pass
+        seed, clip = first_clip(itertools.count(seed), bank, ClipConfig())
+        clips.append(clip)
         seed += 1
     return stack(clips)
 
@@ -74,7 +73,7 @@ def linear_codec(channels: int, train: WindowBatch, degrees: tuple[int, int] | N
              (codec.video_basis, blocks_of(train.frames[:, 1:], 8, 4), 4))
     for index, (basis, blocks, group) in enumerate(parts):
         basis.copy_(principal_components(blocks, channels) if degrees is None else
-                    fit_basis(blocks, 8, group, channels, degrees[index]))
+                    fit_basis(blocks.double().T @ blocks.double(), 8, group, channels, degrees[index]))
     return codec
 
 
@@ -156,7 +155,7 @@ def normalisations(codec: LinearCodec, train: WindowBatch) -> dict:
            "whitened per channel, per-cell mean camera removed": Whitening(rays, True)}
     for floor in (0.0, 0.05):
         split = LatentNormaliser(codec.config.channels, tuple(rays.shape[1:3]))
-        split.fit(rays, rays, rays, floor=floor)
+        split.fit_rays([rays], floor=floor)
         out[f"mean and deviation split, floor {floor:g}" + (" (used)" if floor else "")] = split
     return out
 

@@ -61,7 +61,7 @@ class LongPath:
 
 def make_paths(count: int, frames: int) -> list[LongPath]:
     """Render paths of held-out scenes whose camera moves: over half of the windows by 2 % of the depth or more."""
-    from rays_as_pixels_model.scenes import TextureBank, random_path, random_scene, render
+    from rays_as_pixels_model.scenes import NoRoomError, TextureBank, random_path, random_scene, render
 
     bank, found, seed = TextureBank.default(split="held_out"), [], _FIRST_SEED
     intrinsics = Intrinsics.from_fov(65, 96, 64)
@@ -70,7 +70,7 @@ def make_paths(count: int, frames: int) -> list[LongPath]:
         try:
             scene = random_scene(seed, bank)
             T = random_path(seed, scene, frames, ("handheld", "forward", "orbit")[seed % 3])
-        except ValueError:  # a scene without free space for a camera
+        except NoRoomError:
             continue
         pictures, depth = render(scene, T, intrinsics)
         scale = 1.0 / np.mean(1.0 / depth.reshape(len(depth), -1), axis=1)

@@ -8,6 +8,7 @@ that has run for a while. A clip is 13 frames of 96x64; `frames/s` counts them, 
 from __future__ import annotations
 
 import argparse
+import itertools
 import time
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 
 from rays_as_pixels_model.scenes import GROUPS, TextureBank
-from rays_as_pixels_training.data.procedural import ClipConfig, make_clip
+from rays_as_pixels_training.data.procedural import ClipConfig, first_clip
 
 _FIRST_SEED = 300
 
@@ -23,12 +24,9 @@ _FIRST_SEED = 300
 def clips(bank, config: ClipConfig, count: int, device: str, first: int = _FIRST_SEED):
     """Yield `count` clips; a scene without free space for a camera is passed over."""
     seed = first
-    while count:
-        try:
-            yield make_clip(seed, bank, config, device=device)
-            count -= 1
-        except ValueError:
-            pass
+    for _ in range(count):
+        seed, clip = first_clip(itertools.count(seed), bank, config, device)
+        yield clip
         seed += 1
 
 

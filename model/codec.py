@@ -10,6 +10,7 @@ latent frame, e.g. (1, 4); their sum is T.
 """
 from __future__ import annotations
 
+from collections.abc import Iterable
 from copy import deepcopy
 
 import torch
@@ -90,23 +91,42 @@ def polynomial_basis(cell: int, group: int, degree: int) -> Tensor:
     return torch.einsum("pk,cd->kcpd", q, torch.eye(3, dtype=torch.float64)).reshape(3 * q.shape[1], -1)
 
 
-def fit_basis(blocks: Tensor, cell: int, group: int, channels: int, degree: int) -> Tensor:
+class BlockMoments:
+    """First and second moments of blocks seen in parts, in float64: all that a basis and its latents' spread need."""
+
+    def __init__(self) -> None:
+        self.count, self.sum, self.gram = 0, torch.zeros(()), torch.zeros(())
+
+    def add(self, blocks: Tensor) -> None:
+        """Take blocks (n, d) in."""
+        x = blocks.double()
+        self.count, self.sum, self.gram = self.count + len(x), self.sum + x.sum(0), self.gram + x.T @ x
+
+    def spread(self, basis: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation (C,) of the blocks' latents on a basis (C, d)."""
+        b = basis.double()
+        mean = b @ self.sum / self.count
+        square = ((b @ self.gram) * b).sum(1) / self.count
+        return mean, ((square - mean.square()).clamp(min=0) * (self.count / max(self.count - 1, 1))).sqrt()
+
+
+def fit_basis(gram: Tensor, cell: int, group: int, channels: int, degree: int) -> Tensor:
     """Fit an orthonormal basis: polynomials first, then principal components of the remainder.
 
     Args:
-        blocks: (n, group * cell * cell * 3) samples of content in [-1, 1].
+        gram: (d, d), d = group * cell * cell * 3: sum of x x^T over samples x of content in [-1, 1].
         channels: basis vectors in all.
         degree: of the polynomials that are kept exactly.
 
     Returns:
-        (channels, group * cell * cell * 3) float32 with orthonormal rows.
+        (channels, d) float32 with orthonormal rows.
     """
     fixed = polynomial_basis(cell, group, degree)
     if channels < len(fixed):
         raise ValueError(f"{channels} channels cannot hold the {len(fixed)} polynomials of degree {degree}")
-    rest = blocks.double()
-    rest = rest - rest @ fixed.T @ fixed
-    _, vectors = torch.linalg.eigh(rest.T @ rest / len(rest))
+    away = torch.eye(len(gram), dtype=torch.float64) - fixed.T @ fixed
+    rest = away @ gram.double() @ away
+    _, vectors = torch.linalg.eigh(0.5 * (rest + rest.T))
     free = vectors.flip(1)[:, :channels - len(fixed)].T
     free = free - free @ fixed.T @ fixed
     q, _ = torch.linalg.qr(free.T)
@@ -133,26 +153,31 @@ class LatentNormaliser(nn.Module):
             self.register_buffer(name, torch.ones(count))
 
     @torch.no_grad()
-    def fit(self, image: Tensor, video: Tensor, rays: Tensor, power: float = 0.5, floor: float = 0.05) -> None:
-        """Set the statistics from latents image, video (n, h, w, C) and rays (n, h, w, C)."""
-        for name, latents in (("image", image), ("video", video)):
-            flat = latents.flatten(0, -2)
-            std = flat.std(0)
+    def fit_frames(self, image: tuple[Tensor, Tensor], video: tuple[Tensor, Tensor], power: float = 0.5) -> None:
+        """Set the statistics of video latents from the mean and the standard deviation (C,) of both kinds."""
+        for name, (mean, std) in (("image", image), ("video", video)):
             scale = std.clamp(min=1e-4 * std.max()) ** -power
-            scale = scale / (flat.std(0) * scale).square().mean().sqrt()      # unit variance over all channels together
-            getattr(self, f"{name}_shift").copy_(flat.mean(0))
+            scale = scale / (std * scale).square().mean().sqrt()              # unit variance over all channels together
+            getattr(self, f"{name}_shift").copy_(mean)
             getattr(self, f"{name}_scale").copy_(scale)
-        self.fit_rays(rays, floor)
 
     @torch.no_grad()
-    def fit_rays(self, rays: Tensor, floor: float = 0.05) -> None:
-        """Set the statistics of ray latents alone, from rays (n, h, w, C)."""
-        self.ray_shift.copy_(rays.mean(0))
-        centred = rays - self.ray_shift
-        mean = centred.mean((1, 2))
-        deviation = centred - mean[:, None, None]
-        for name, part in (("ray_mean_scale", mean), ("ray_deviation_scale", deviation.flatten(0, -2))):
-            std = part.square().mean(0).sqrt()
+    def fit_rays(self, parts: Iterable[Tensor], floor: float = 0.05) -> None:
+        """Set the statistics of ray latents from rays (n, h, w, C), in any number of parts."""
+        count, total, mean, deviation = 0, 0.0, 0.0, 0.0
+        for rays in parts:
+            x = rays.double()
+            own = x.mean((1, 2), keepdim=True)                                                   # (n, 1, 1, C)
+            count, total = count + len(x), total + x.sum(0)
+            mean = mean + own.square().sum((0, 1, 2))
+            deviation = deviation + (x - own).square().mean((1, 2)).sum(0)
+        shift = total / count
+        own = shift.mean((0, 1))
+        self.ray_shift.copy_(shift)
+        # mean squares about the shift: those about zero, less the shift's own
+        for name, square in (("ray_mean_scale", mean / count - own.square()),
+                             ("ray_deviation_scale", deviation / count - (shift - own).square().mean((0, 1)))):
+            std = square.clamp(min=0).sqrt()
             getattr(self, name).copy_(1.0 / std.clamp(min=floor * std.max()))
 
     def _video(self, groups: tuple[int, ...]) -> tuple[Tensor, Tensor]:

@@ -103,6 +103,7 @@ class Clips:
 
     def __init__(self, count=12, frames=9):
         rng = np.random.default_rng(0)
+        self.height, self.width = 64, 96
         self.frames = rng.integers(0, 256, (count, frames, 64, 96, 3), dtype=np.uint8)
         turn, way = rng.normal(size=(2, count, 1, 3)) * 0.05
         step = np.arange(frames)[:, None]
@@ -115,6 +116,9 @@ class Clips:
 
     def take(self, count, rng):
         return self, rng.choice(self.ready(), count)
+
+    def take_parts(self, count, part, rng):
+        yield self.take(count, rng)
 
 
 @pytest.mark.parametrize("encoding", CAMERA_ENCODINGS)
@@ -132,7 +136,7 @@ def test_a_fitted_model_trains_and_reads_cameras_back(encoding):
         assert 0.5 < part.flatten(0, 3).std(0).max() < 1.5
     assert (model.decode_rays(r) - raxels).abs().max() < 0.02
     (z_t, r_t), (_, u) = noised(model, batch, torch.Generator().manual_seed(0))
-    weights = ray_weights(r, batch.windows.reference)
+    weights = ray_weights([(r, batch.windows.reference)])
     _, v = model(z_t, r_t, batch.t_z, batch.t_r, batch.windows.reference, batch.groups)
     loss = velocity_loss(v, u, batch.t_r < 1, 2, 0.5, weights)
     loss.backward()

@@ -47,7 +47,8 @@ def test_ray_weights_follow_motion_and_leave_dead_channels_alone():
     r += torch.randn(64, 1, 2, 3, 4, generator=generator) * 10  # cameras differ, which must not count
     r[:, 1:, :, :, 0] += torch.randn(64, 2, 1, 1, generator=generator)  # the mean moves
     r[:, 1:, :, :, 1] += torch.randn(64, 2, 2, 3, generator=generator)  # the deviations move
-    mean, deviation = ray_weights(r, torch.zeros(64, dtype=torch.int64), deviation=1.0)
+    reference = torch.zeros(64, dtype=torch.int64)
+    mean, deviation = ray_weights([(r[:20], reference[:20]), (r[20:], reference[20:])], deviation=1.0)
     assert mean[0] == pytest.approx(1.2, abs=0.2) and deviation[1] == pytest.approx(1.3, abs=0.2)
     assert mean[2:].max() < 1e-3 and deviation[2:].max() < 1e-3 and deviation[0] < 1e-3
     error = torch.zeros(1, 1, 2, 3, 4)

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Literal
 
 from .cli_config import ArgumentProblem, parse
-from .config import RunConfig, TrainConfig
+from .config import RunConfig, TrainConfig, clip_frames
 
 _PROG = "rays-as-pixels ablation"
 ROWS = {
@@ -32,7 +32,6 @@ ROWS = {
     "no_cosine": {"cosine_weight": 0.0},
     "pluecker": {"camera_encoding": "pluecker"},
 }
-_FIRST, _STRIDE = 4, 2  # frames of a clip that are a window, as in `held_out.py`
 
 
 @dataclass(frozen=True)
@@ -132,6 +131,7 @@ def _run(config: AblationConfig, interrupted: threading.Event) -> dict[str, list
 
     from .data.procedural import ClipConfig, ClipPool
     from .distributed import join
+    from .held_out import clip_length
     from .learner import model_config
     from .train import start_workers, wait_for_clips
     from .validation import render_held_out
@@ -140,7 +140,7 @@ def _run(config: AblationConfig, interrupted: threading.Event) -> dict[str, list
     if processes.count > 1:
         raise ValueError("an ablation runs in one process; run it without torchrun")
     shape = model_config(config.train_config("full", 0, config.steps))
-    clip = ClipConfig(frames=max(13, 2 * shape.frames), height=shape.height, width=shape.width)
+    clip = ClipConfig(frames=clip_frames(shape.frames), height=shape.height, width=shape.width)
     folder = config.pool or config.out / "clips"
     pool = ClipPool(folder, None if (folder / "pool.json").exists() else clip, config.slots)
     config = replace(config, slots=pool.slots)
@@ -153,9 +153,9 @@ def _run(config: AblationConfig, interrupted: threading.Event) -> dict[str, list
             worker.terminate()
             worker.wait()
     flops = {row: step_flops(config.train_config(row, 0, config.steps), pool) for row in ROWS}
-    length = max(clip.frames, _FIRST + _STRIDE * (shape.frames - 1) + 1)
+    judged = replace(clip, frames=clip_length(shape.frames))
     held_out = functools.cache(
-        lambda: render_held_out(config.windows, replace(clip, frames=length), config.textures)
+        lambda: render_held_out(config.windows, judged, config.textures)
     )  # rendered once, and only where a row is left to be judged
     results: dict[str, list[dict]] = {row: [] for row in ROWS}
     for seed in range(config.seeds):
@@ -237,10 +237,11 @@ def judge(pipe, clips, config: AblationConfig) -> dict:
     from rays_as_pixels_model.geometry import Intrinsics
 
     from .data.windows import relative_poses
+    from .held_out import window_index
     from .metrics import last_against_first, pose_errors
 
     frames, size = pipe.config.frames, (pipe.config.width, pipe.config.height)
-    index = _FIRST + _STRIDE * np.arange(frames)
+    index = window_index(frames)
     windows, scales = clips.frames[:, index], clips.scales[:, index]
     truth = last_against_first(relative_poses(clips.poses[:, index], scales, np.zeros(len(windows), int)))
     reports, kept = [], []

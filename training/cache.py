@@ -94,6 +94,7 @@ def _how(args: argparse.Namespace):
     """Return how clips are cut, the facts of what samples hold, and their encoder."""
     from rays_as_pixels_model.config import preset
 
+    from .config import clip_frames
     from .data.clips import ClipCut
     from .data.write_shards import encode_images
 
@@ -109,7 +110,7 @@ def _how(args: argparse.Namespace):
     else:
         config = preset(args.preset)
         store, encode = {"store": "frames", "suffix": args.format}, encode_images(args.format)
-        frames, size = args.frames or max(13, 2 * config.frames), args.size or (config.width, config.height)
+        frames, size = args.frames or clip_frames(config.frames), args.size or (config.width, config.height)
     return ClipCut(frames, *size, args.stride, args.step or 0), store, encode
 
 

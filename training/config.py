@@ -11,7 +11,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+LEAST_CLIPS = 4  # in an evaluation
 LARGE = 200_000_000  # parameters; from here on AdamW is the default, and its rate is a twentieth
+
+
+def clip_frames(window: int) -> int:
+    """Frames of a clip to train windows of `window` frames from: room for two strides."""
+    return max(13, 2 * window)
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,7 @@ class TrainConfig:
         pose_at_start: share of pose steps whose rays are all but pure noise, where one-step sampling starts.
         view_frames: images in a view step, sources and targets.
         max_stride: largest stride of a video window within its clip.
-        precision: of the matrix products; auto takes bfloat16 where it is faster.
+        precision: of the matrix products; auto takes bfloat16 where it is faster, as measured when the run begins.
         scenes: rendered scenes: plain, varied, or groups of variety joined by '+' (docs/scenes.md).
         difficulty: of varied scenes, 0 to 1.
         ramp: clips over which the difficulty rises from 0 (a curriculum); 0 starts with all of it.
@@ -160,7 +166,7 @@ class RunConfig:
         data: folder of shards made by `rays-as-pixels cache`, instead of rendered scenes.
         pool: folder of rendered clips (default: OUT/clips).
         textures: folder of photos used as textures beside the built-in ones.
-        workers: processes that render clips; 0 uses the pool as it is.
+        workers: processes that render clips (not with data, nor under torchrun); 0 uses the pool as it is.
         renew: workers go on when the pool is full, so that clips keep changing; such a run cannot be repeated.
         device: cpu, cuda or cuda:N; with several processes each takes its own.
         compile: torch.compile (needs a C++ compiler on a CPU).
@@ -203,10 +209,13 @@ class RunConfig:
     export: Path | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (("save_every", 1), ("log_every", 1), ("eval_clips", 4), ("workers", 0), ("prefetch", 0),
-                            ("keep", 0), ("eval_every", 0), ("pictures_every", 0), ("minutes", 0)):  # fmt: skip
+        some = {"save_every": 1, "log_every": 1, "eval_clips": LEAST_CLIPS}
+        for name in (*some, "workers", "prefetch", "keep", "eval_every", "pictures_every", "minutes"):
+            least = some.get(name, 0)
             if not getattr(self, name) >= least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if self.data and self.renew:
+            raise ValueError(f"renew replaces rendered clips, but data {self.data} is trained on: leave out one")
         if self.data and self.eval_data and self.eval_data.resolve().is_relative_to(self.data.resolve()):
             raise ValueError(f"eval_data {self.eval_data} is part of data {self.data}, which is trained on")
 

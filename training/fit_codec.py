@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rays_as_pixels_model.codec import LinearCodec, fit_basis
+from rays_as_pixels_model.codec import BlockMoments, LinearCodec, fit_basis
 from rays_as_pixels_model.joint import RaysAsPixels
 
-from .data.windows import cut_windows
+from .data.windows import raxels_of, windows_in_parts
 
 _IMAGE_DEGREE, _VIDEO_DEGREE = 2, 1
 
@@ -24,21 +24,21 @@ def blocks_of(frames: Tensor, cell: int, group: int) -> Tensor:
 
 @torch.no_grad()
 def fit_codec(model: RaysAsPixels, source, windows: int = 1024, seed: int = 0) -> None:
-    """Set codec bases and normaliser statistics of `model` in place from windows of a `ClipSource`.
+    """Set codec bases and normaliser statistics of `model` in place from windows of a `ClipSource`, a few at a time.
 
     A Wan model's codec is frozen and its latents are normalised already: only the ray statistics are set.
     """
-    config = model.config
-    rng = np.random.default_rng(seed)
-    clips, slots = source.take(windows, rng)
-    batch = cut_windows(clips, slots, rng, config.frames, augment=True)
-    if not isinstance(model.codec, LinearCodec):
-        model.normaliser.fit_rays(model.ray_latents(batch.raxels()).flatten(0, 1))
-        return
+    config, linear = model.config, isinstance(model.codec, LinearCodec)
     cell, group, channels = config.codec.cell, config.codec.group, config.codec.channels
-    image, video = batch.frames[:, :1], batch.frames[:, 1:]
-    model.codec.image_basis.copy_(fit_basis(blocks_of(image, cell, 1), cell, 1, channels, _IMAGE_DEGREE))
-    model.codec.video_basis.copy_(fit_basis(blocks_of(video, cell, group), cell, group, channels, _VIDEO_DEGREE))
-    latents = model.codec.encode(batch.frames, config.groups)
-    rays = model.ray_latents(batch.raxels()).flatten(0, 1)
-    model.normaliser.fit(latents[:, :1].flatten(0, 1), latents[:, 1:].flatten(0, 1), rays)
+    image, video, cameras = BlockMoments(), BlockMoments(), []
+    for batch in windows_in_parts(source, windows, np.random.default_rng(seed), config.frames):
+        cameras.append((batch.T_reference_camera, batch.intrinsics))
+        if linear:
+            image.add(blocks_of(batch.frames[:, :1], cell, 1))
+            video.add(blocks_of(batch.frames[:, 1:], cell, group))
+    if linear:
+        model.codec.image_basis.copy_(fit_basis(image.gram, cell, 1, channels, _IMAGE_DEGREE))
+        model.codec.video_basis.copy_(fit_basis(video.gram, cell, group, channels, _VIDEO_DEGREE))
+        model.normaliser.fit_frames(image.spread(model.codec.image_basis), video.spread(model.codec.video_basis))
+    raxels = (raxels_of(*part, (config.height, config.width)) for part in cameras)
+    model.normaliser.fit_rays(model.ray_latents(part).flatten(0, 1) for part in raxels)

@@ -10,22 +10,28 @@ The model's own resolution is as small as 96x64. Methods that look for features 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
 
 from rays_as_pixels_model.geometry import invert
 
-from .data.procedural import HELD_OUT_SEED, Clip, ClipConfig, make_clip, make_shot
+from .data.procedural import HELD_OUT_SEED, Clip, ClipConfig, first_clip, make_shot
 from .eval_windows import VIEW_CASES, EvalWindow, ViewCase
 
 FULL_SCALE = 4
 _FIRST, _STRIDE = 4, 2
 
 
+def window_index(window: int) -> np.ndarray:
+    """Frames of a clip that are its evaluation window of `window` frames."""
+    return _FIRST + _STRIDE * np.arange(window)
+
+
 def clip_length(window: int) -> int:
     """Frames of a clip that holds an evaluation window of `window` frames."""
-    return max(13, _FIRST + _STRIDE * (window - 1) + 1)
+    return max(13, int(window_index(window)[-1]) + 1)
 
 
 def held_out_clips(count: int, config: ClipConfig, textures: str | None = None, first: int = 0) -> list[Clip]:
@@ -76,17 +82,14 @@ def _bank(textures: str | None):
 
 def _clips(count: int, config: ClipConfig, bank, first: int = 0) -> Iterator[tuple[int, Clip]]:
     seed = HELD_OUT_SEED + first
-    while count:
-        try:
-            yield seed, make_clip(seed, bank, config)
-            count -= 1
-        except ValueError:  # a scene without free space for a camera
-            pass
-        seed += 1
+    for _ in range(count):
+        found, clip = first_clip(itertools.count(seed), bank, config)
+        yield found, clip
+        seed = found + 1
 
 
 def _window(seed: int, clip: Clip, bank, config: ClipConfig, frames: int) -> EvalWindow:
-    index = _FIRST + _STRIDE * np.arange(frames)
+    index = window_index(frames)
     poses, unit = clip.T_world_camera, float(clip.scene_scale[_FIRST])
     camera = clip.intrinsics
     large = camera.resized(FULL_SCALE * camera.width, FULL_SCALE * camera.height)

@@ -77,10 +77,11 @@ class Learner:
         compile_model: bool = False,
         recompute: bool = False,
     ) -> None:
-        """Start from `weights` (None on all processes but the first); `config` must be settled."""
+        """Start from `weights` (None on all processes but the first); `config` must be settled, its precision too:
+        auto is float32 here."""
         self.config, self.processes = config, processes or Processes()
         self.device = self.processes.device
-        self.bf16 = bf16_pays(self.device) if config.precision == "auto" else config.precision == "bfloat16"
+        self.bf16 = config.precision == "bfloat16"
         motion = motion_head(shape) if self.processes.first else None
         if self.processes.count == 1:
             self.model, self.motion, average = weights.to(self.device), motion.to(self.device), None

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from rays_as_pixels_model.checkpoint import CheckpointError, load_checkpoint, read_config, save_checkpoint
@@ -29,10 +30,11 @@ from .cli_config import differences
 from .config import RunConfig, TrainConfig
 from .data.procedural import ClipConfig
 from .data.source import ClipArrays, ClipSource
+from .data.windows import windows_in_parts
 from .distributed import Processes
 from .feed import Drawn, Feed
 from .fit_codec import fit_codec
-from .learner import Learner, Update, model_config
+from .learner import Learner, Update, bf16_pays, model_config
 from .loss import ray_weights
 from .pictures import contact_sheet
 from .records import Records
@@ -63,7 +65,7 @@ class Trainer:
         self._check_source(config, shape)
         with torch.device("meta"):
             parameters = sum(p.numel() for p in RaysAsPixels(shape).parameters())
-        self.config = config.settled(parameters, self.processes.count)
+        self.config = self._with_precision(config, facts).settled(parameters, self.processes.count)
         self.step, self.windows_seen, self.seconds = 0, 0, 0.0
         self.best: dict = {}
         self._source_state = at_start = source.state()
@@ -105,6 +107,18 @@ class Trainer:
             longest = max(longest, shape.frames, config.mixed_images)
         if self.source.clip_frames < longest:
             raise ValueError(f"clips have {self.source.clip_frames} frames, but a window takes {longest}")
+
+    def _with_precision(self, config: TrainConfig, facts: dict | None) -> TrainConfig:
+        """Decide once in a run what precision `auto` is: a timing, which could come out otherwise when it continues."""
+        if config.precision != "auto":
+            return config
+        precision = facts["config"]["precision"] if facts is not None else "auto"
+        if precision == "auto":
+            first = self.processes.first  # who decides for all
+            pays = self.processes.add([float(first and bf16_pays(self.processes.device))])[0] > 0
+            precision = "bfloat16" if pays else "float32"
+            self.say(f"precision auto: {precision}, the faster one here; the run keeps it")
+        return replace(config, precision=precision)
 
     def _recover(self) -> None:
         """Put the best weights back in place if a kill came between the two renames that replace them."""
@@ -163,13 +177,16 @@ class Trainer:
 
     def _measure_ray_weights(self) -> None:
         """Measure the weights of the ray channels once, on windows of the source; the state keeps them."""
-        pose_only = replace(self.config, tasks=(1, 0, 0), mixed=0.0, batch=256, parts=1)
-        windows = draw_step(self.source, pose_only, self.learner.model.config, 0)[0].windows
-        if hasattr(windows, "encoded"):
-            rays = windows.to(self.learner.device).encoded()[1]
-        else:
-            rays = self.learner.model.encode_rays(windows.raxels().to(self.learner.device))
-        self.learner.ray_weights = ray_weights(rays, windows.reference.to(self.learner.device))
+        model, device, rng = self.learner.model, self.learner.device, np.random.default_rng([self.config.seed, 0, 0])
+        parts = windows_in_parts(self.source, 256, rng, model.config.frames, max_stride=self.config.max_stride)
+        rng.integers(1 << 62)  # what `draw_step` draws here: the windows are those of a batch of 256 at step 0
+
+        def rays(windows) -> tuple[torch.Tensor, torch.Tensor]:
+            encoded = hasattr(windows, "encoded")
+            r = windows.encoded()[1].to(device) if encoded else model.encode_rays(windows.raxels().to(device))
+            return r, windows.reference.to(device)
+
+        self.learner.ray_weights = ray_weights(map(rays, parts))
 
     # -- running --------------------------------------------------------------------------------------------------
 
@@ -252,7 +269,7 @@ class Trainer:
         if self._held_out is None:
             shape, count = self.learner.model.config, self.run_config.eval_clips
             if self.run_config.eval_data is not None:
-                self._held_out = read_held_out(self.run_config.eval_data, count, shape)
+                self._held_out = read_held_out(self.run_config.eval_data, count, shape, self.say)
                 return self._held_out
             clip = ClipConfig(
                 frames=self.source.clip_frames, height=shape.height, width=shape.width,

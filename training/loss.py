@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -41,7 +43,9 @@ def velocity_loss(
     return ((mse + cosine_weight * (1 - cosine)) * weight).sum() / weight.sum().clamp(min=1)
 
 
-def ray_weights(r: Tensor, reference: Tensor, deviation: float = 3.0, floor: float = 0.02) -> tuple[Tensor, Tensor]:
+def ray_weights(
+    parts: Iterable[tuple[Tensor, Tensor]], deviation: float = 3.0, floor: float = 0.02
+) -> tuple[Tensor, Tensor]:
     """Weigh ray channels by how much MOTION changes them, not by how much cameras differ.
 
     The scales of the latents count the spread of focal lengths, which a given reference camera explains at once; roll
@@ -50,13 +54,18 @@ def ray_weights(r: Tensor, reference: Tensor, deviation: float = 3.0, floor: flo
     get `deviation` times the weight of the mean (mostly translation, which is learnt first).
 
     Args:
-        r: (B, T, h, w, C) clean ray latents; reference: (B,) index of the reference frame.
+        parts: of the windows: r (B, T, h, w, C), clean ray latents, and reference (B,), index of the reference frame.
 
     Returns:
         (C,) for the mean over the cells and (C,) for the deviations.
     """
-    change = r - r[torch.arange(len(r)), reference][:, None]
-    mean = change.mean((2, 3), keepdim=True)
-    rms = [part.square().mean((0, 1, 2, 3)).sqrt() for part in (mean, change - mean)]
+    count, squares = 0, [0.0, 0.0]
+    for r, reference in parts:
+        change = r - r[torch.arange(len(r)), reference][:, None]
+        mean = change.mean((2, 3), keepdim=True)
+        count += len(r) * r.shape[1]
+        for k, part in enumerate((mean, change - mean)):
+            squares[k] = squares[k] + part.square().mean((2, 3), dtype=torch.float64).sum((0, 1))
+    rms = [(square / count).sqrt().float() for square in squares]
     weights = [s / (s.square() + floor) for s in rms]
     return weights[0], deviation * weights[1]

@@ -20,7 +20,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 from .cli_config import ArgumentProblem, Settings, parse
-from .config import RunConfig, TrainConfig
+from .config import RunConfig, TrainConfig, clip_frames
 
 _PROG = "rays-as-pixels train"
 
@@ -67,12 +67,15 @@ def _train(settings: Settings, processes) -> int:
     workers: list[subprocess.Popen] = []
     try:
         try:
+            if run.renew and processes.count > 1:
+                raise ValueError(f"renew needs a process that renders, and {processes.count} train: leave it out")
             if run.textures:
                 TextureBank.default(folder=run.textures)  # a wrong folder is told here, not by each worker
             run.out.mkdir(parents=True, exist_ok=True)
             source = _open_source(settings, processes)
         except ValueError as error:
             return _fail(error, 2)
+        _say_unused(run, processes, console)
         if run.data is None:
             if processes.count == 1:
                 workers += start_workers(run, source.pool)
@@ -127,6 +130,18 @@ def _run_with_bar(trainer, console, stop) -> None:
         trainer.run(show, stop)
 
 
+def _say_unused(run: RunConfig, processes, console) -> None:
+    """Say which settings about rendering this run has no use for."""
+    names = ("workers", "pool", "textures") if run.data is not None else ("workers",)
+    if run.data is None and processes.count == 1:
+        return
+    defaults = {f.name: f.default for f in fields(RunConfig)}
+    given = [f"--{name} {getattr(run, name)}" for name in names if getattr(run, name) not in (defaults[name], 0)]
+    if given:
+        why = f"clips are those of --data {run.data}" if run.data is not None else "several processes render nothing"
+        console.print(f"not used: {', '.join(given)}; {why}", markup=False, soft_wrap=True)
+
+
 def _open_source(settings: Settings, processes):
     """Open the shards, or the pool of rendered clips."""
     from .data.latents import open_shards
@@ -138,7 +153,7 @@ def _open_source(settings: Settings, processes):
         return open_shards(settings.run.data, settings.train.seed)
     config, run, shape = settings.train, settings.run, model_config(settings.train)
     clip = ClipConfig(
-        frames=max(13, 2 * shape.frames), height=shape.height, width=shape.width,
+        frames=clip_frames(shape.frames), height=shape.height, width=shape.width,
         scenes=config.scenes, difficulty=config.difficulty, ramp=config.ramp,
     )  # fmt: skip
     folder = run.pool or run.out / "clips"

@@ -10,6 +10,7 @@ Axes: N windows, T frames.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from rays_as_pixels_model.joint import RaysAsPixels
 from rays_as_pixels_model.pipeline import Pipeline
 from rays_as_pixels_model.raxels import read_cameras
 
+from .config import LEAST_CLIPS
 from .data.procedural import ClipConfig
 from .data.source import ClipArrays
 from .data.windows import WindowBatch, cut_windows
@@ -43,11 +45,16 @@ def render_held_out(count: int, config: ClipConfig, textures: str | None = None)
     )
 
 
-def read_held_out(folder: Path, count: int, shape: ModelConfig) -> ClipArrays:
-    """Take clips from shards that are not trained on; the same shards give the same clips.
+def read_held_out(
+    folder: Path, count: int, shape: ModelConfig, say: Callable[[str], None] = lambda text: None
+) -> ClipArrays:
+    """Take clips from shards that are not trained on; the same shards give the same clips, each once.
+
+    Args:
+        say: told where there are fewer than `count`.
 
     Raises:
-        ValueError: shards of latents, or of another size than the model's.
+        ValueError: shards of latents, of another size than the model's, or with too few clips to judge by.
     """
     from .data.shards import ShardSource
 
@@ -58,7 +65,11 @@ def read_held_out(folder: Path, count: int, shape: ModelConfig) -> ClipArrays:
             f"--eval-data {folder} holds {source.about['store']} of {size[0]}x{size[1]}, {source.clip_frames} to a "
             f"clip; it takes frames of {shape.height}x{shape.width}, at least {shape.frames}"
         )
-    return source.take(count, np.random.default_rng(0))[0]
+    if source.clips < LEAST_CLIPS:
+        raise ValueError(f"--eval-data {folder} holds {source.clips} clips; an evaluation takes at least {LEAST_CLIPS}")
+    if source.clips < count:
+        say(f"--eval-data {folder} holds {source.clips} clips: evaluations are on these, not on {count} (--eval-clips)")
+    return source.take(min(count, source.clips), np.random.default_rng(0))[0]
 
 
 @dataclass(frozen=True)

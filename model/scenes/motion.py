@@ -53,7 +53,8 @@ def varied_path(seed: int, scene: Scene, frames: int, difficulty: float, style: 
         T_world_camera: (frames, 4, 4) float64, camera to world, metres; 0.4 m or more from every surface.
 
     Raises:
-        ValueError: unknown style, no frames, or a scene without free space.
+        NoRoomError: a scene without free space.
+        ValueError: unknown style, or no frames.
     """
     names = [name for name, p in PROFILES.items() if style in (None, name, p.style)]
     if not names:

@@ -23,6 +23,10 @@ _TRANSLATION, _TRANSLATION_SPREAD = 0.074, 0.58  # the same for translation / ha
 _TRIES = 24
 
 
+class NoRoomError(ValueError):
+    """A scene without free space for a camera: another seed is the way out."""
+
+
 def random_path(seed: int, scene: Scene, frames: int, style: str | None = None) -> np.ndarray:
     """Draw a camera path that keeps 0.4 m from every surface.
 
@@ -37,7 +41,8 @@ def random_path(seed: int, scene: Scene, frames: int, style: str | None = None) 
         T_world_camera: (frames, 4, 4) float64, camera to world, metres.
 
     Raises:
-        ValueError: unknown style, no frames, or a scene without free space.
+        NoRoomError: a scene without free space.
+        ValueError: unknown style, or no frames.
     """
     if style is not None and style not in STYLES:
         raise ValueError(f"style is {style!r}; it must be one of {', '.join(STYLES)} or None")
@@ -70,7 +75,7 @@ def _start(rng: np.random.Generator, scene: Scene):
     clearance = scene.clearance(points)
     free = np.flatnonzero(clearance >= CLEARANCE + 0.15)
     if len(free) == 0:
-        raise ValueError("the scene has no free space for a camera: every sampled point is within 0.55 m of a surface")
+        raise NoRoomError("the scene has no free space for a camera: every sampled point is within 0.55 m of a surface")
     points = points[free[:12]]
     yaw = rng.uniform(-np.pi, np.pi, len(points))
     pitch = np.radians(np.clip(rng.normal(-5, 9, len(points)), -25, 20))

@@ -116,7 +116,8 @@ def random_shot(
         style: of the motion; None draws one.
 
     Raises:
-        ValueError: unknown style, or a scene without free space for a camera.
+        NoRoomError: a scene without free space for a camera.
+        ValueError: unknown style.
     """
     profile = profile or Profile()
     groups, difficulty = profile.groups, profile.difficulty

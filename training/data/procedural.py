@@ -10,8 +10,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
+from itertools import count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
 
 CELL = 8  # pixels to a cell of the depth maps, as in the codec
 HELD_OUT_SEED = 1 << 40  # scenes from here on are never rendered for training
+_TRIES = 20  # seeds in a row without room for a camera
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,7 @@ def make_shot(seed: int, bank, config: ClipConfig, style: str | None = None) -> 
     """Draw the scene, path and camera of a seed; `bank` is a scenes.TextureBank.
 
     Raises:
-        ValueError: a scene without free space for a camera.
+        NoRoomError: a scene without free space for a camera.
     """
     from rays_as_pixels_model.scenes import Profile, random_shot, varied_lens
 
@@ -101,6 +105,24 @@ def make_clip(seed: int, bank, config: ClipConfig, style: str | None = None, dev
     cells = (len(depth), config.height // CELL, CELL, config.width // CELL, CELL)
     inverse_depth = (1.0 / depth).reshape(cells).mean((2, 4))
     return Clip(frames, shot.T_world_camera, intrinsics, 1.0 / inverse_depth.mean((1, 2)), inverse_depth)
+
+
+def first_clip(seeds: Iterable[int], bank, config: ClipConfig, device: str = "cpu") -> tuple[int, Clip]:
+    """Render the first of some seeds whose scene has room for a camera; returns the seed and its clip.
+
+    Raises:
+        NoRoomError: none of the first 20 has.
+    """
+    from rays_as_pixels_model.scenes import NoRoomError
+
+    tried = list(islice(seeds, _TRIES))
+    for seed in tried:
+        try:
+            return seed, make_clip(seed, bank, config, device=device)
+        except NoRoomError:
+            pass
+    seeds = f"seeds {tried[0]} to {tried[-1]}"
+    raise NoRoomError(f"none of {len(tried)} {config.scenes} scenes has free space for a camera ({seeds})")
 
 
 class ClipPool:
@@ -165,7 +187,11 @@ def fill(
 ) -> None:
     """Render clips into the pool until `limit` (None: for ever, or until the parent process is gone).
 
-    Worker `offset` of `stride` writes the slots and seeds of its own residue class, so workers never meet.
+    Worker `offset` of `stride` writes the slots offset, offset + stride, ... again and again, so workers never meet:
+    neither in a slot nor in a seed. The first round of them keeps what is there already.
+
+    Raises:
+        NoRoomError: 20 scenes in a row have no room for a camera.
     """
     import torch
 
@@ -174,21 +200,19 @@ def fill(
     torch.set_num_threads(1)
     pool = ClipPool(folder, config, slots)
     bank = TextureBank.default(split="train", folder=textures)
-    number = offset
-    while limit is None or number < limit:
-        if parent is not None and os.getppid() != parent:
+    own = range(offset, pool.slots, stride)
+    if not own:  # more workers than slots
+        return
+    for number in (first + slot for first in count(0, pool.slots) for slot in own):
+        if limit is not None and number >= limit or parent is not None and os.getppid() != parent:
             return
         slot = number % pool.slots
         if number < pool.slots and pool.filled[slot]:
-            number += stride
             continue
-        try:
-            clip = make_clip(first_seed + number, bank, pool.config.at(number))
-        except ValueError:  # a scene without free space for a camera: the next seed takes its slot
-            first_seed += pool.slots
-            continue
+        # A scene without room for a camera: the seed that its slot would have in the next round, from then on.
+        seed, clip = first_clip(count(first_seed + number, pool.slots), bank, pool.config.at(number))
+        first_seed = seed - number
         pool.write(slot, clip)
-        number += stride
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -211,17 +235,21 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as error:
         parser.error(str(error))
     start = time.time()
-    fill(
-        args.folder,
-        slots=args.slots,
-        config=config if args.slots else None,
-        first_seed=args.first_seed,
-        stride=args.stride,
-        offset=args.offset,
-        textures=args.textures,
-        limit=args.limit,
-        parent=os.getppid() if args.with_parent else None,
-    )
+    try:
+        fill(
+            args.folder,
+            slots=args.slots,
+            config=config if args.slots else None,
+            first_seed=args.first_seed,
+            stride=args.stride,
+            offset=args.offset,
+            textures=args.textures,
+            limit=args.limit,
+            parent=os.getppid() if args.with_parent else None,
+        )
+    except (ValueError, OSError) as error:
+        print(f"{parser.prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
     print(f"{args.limit} clips in {time.time() - start:.0f} s")
     return 0
 

@@ -4,15 +4,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 
 import numpy as np
 
+from rays_as_pixels_model.scenes import NoRoomError
+
 from .posed import DatasetError, PosedVideo
-from .procedural import HELD_OUT_SEED, Clip, ClipConfig, make_clip
+from .procedural import HELD_OUT_SEED, Clip, ClipConfig, first_clip
 
 _FPS = 10.0
-_TRIES = 20
 
 
 class ProceduralVideos(Sequence):
@@ -47,12 +49,11 @@ class ProceduralVideos(Sequence):
 
     def _clip(self, seed: int) -> tuple[int, Clip]:
         """Render a seed; a scene without free space for a camera gives its place to a seed far away."""
-        for attempt in range(_TRIES):
-            try:
-                return seed, make_clip(seed, self._bank, self._config)
-            except ValueError:
-                seed += (attempt + 1) * 1_000_003
-        raise DatasetError(f"procedural: no scene near seed {seed} has free space for a camera")
+        others = (seed + 1_000_003 * attempt * (attempt + 1) // 2 for attempt in count())
+        try:
+            return first_clip(others, self._bank, self._config)
+        except NoRoomError as error:
+            raise DatasetError(f"procedural: {error}") from None
 
 
 def detect(path: Path) -> bool:

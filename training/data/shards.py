@@ -57,6 +57,11 @@ class ShardSource:
         """Return (ClipArrays of the next `count` clips, their indices 0, 1, ...); `rng` is not used."""
         return self.arrays([self._next() for _ in range(count)]), np.arange(count)
 
+    def take_parts(self, count: int, part: int, rng: np.random.Generator):
+        """Yield what `take` gives, at most `part` of the next `count` clips at a time."""
+        for start in range(0, count, part):
+            yield self.take(min(part, count - start), rng)
+
     def skip(self, count: int) -> None:
         """Move on by `count` clips; shards of which no clip is taken are not read."""
         passed, self._position = divmod(self._position + count, self.clips)

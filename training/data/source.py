@@ -50,6 +50,10 @@ class ClipSource(Protocol):
     def take(self, count: int, rng: np.random.Generator):
         """Return (clips, slots): arrays as `ClipArrays` and the (count,) indices of the clips of a batch."""
 
+    def take_parts(self, count: int, part: int, rng: np.random.Generator):
+        """Take `count` clips, of which at most `part` are in memory at a time: an iterator of (clips, slots) as `take`
+        gives. What it draws from `rng` is drawn by the call itself."""
+
     def skip(self, count: int) -> None:
         """Move on as `take` does, without reading: another process takes these."""
 
@@ -84,6 +88,10 @@ class PoolSource:
     def take(self, count: int, rng: np.random.Generator):
         self.skip(count)
         return self.pool, rng.choice(self._ready, count)
+
+    def take_parts(self, count: int, part: int, rng: np.random.Generator):
+        clips, slots = self.take(count, rng)
+        return ((clips, slots[start : start + part]) for start in range(0, count, part))
 
     def skip(self, count: int) -> None:
         if self._ready is None or self._taken % _LOOK_EVERY == 0:

@@ -7,7 +7,8 @@ reference frame as the unit of length.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -15,6 +16,8 @@ from torch import Tensor
 
 from rays_as_pixels_model.geometry import invert
 from rays_as_pixels_model.raxels import make_raxels_batch
+
+_PART_BYTES = 64 << 20  # of the frames of windows that are in memory at a time
 
 
 @dataclass(frozen=True)
@@ -31,15 +34,13 @@ class WindowBatch:
 
     def raxels(self) -> Tensor:
         """Return the raxel images (B, T, H/2, W/2, 3) float32."""
-        height, width = self.frames.shape[2:4]
-        return make_raxels_batch(
-            self.T_reference_camera[..., :3, :3].float(),
-            self.T_reference_camera[..., :3, 3].float(),
-            self.intrinsics,
-            (width, height),
-            height // 2,
-            width // 2,
-        )
+        return raxels_of(self.T_reference_camera, self.intrinsics, self.frames.shape[2:4])
+
+
+def raxels_of(T_reference_camera: Tensor, intrinsics: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return raxel images (B, T, H/2, W/2, 3) float32 of cameras (B, T, 4, 4), (B, 4) of frames of size (H, W)."""
+    T, (height, width) = T_reference_camera.float(), size
+    return make_raxels_batch(T[..., :3, :3], T[..., :3, 3], intrinsics, (width, height), height // 2, width // 2)
 
 
 def relative_poses(T_world_camera: np.ndarray, scales: np.ndarray, reference: np.ndarray) -> np.ndarray:
@@ -48,6 +49,25 @@ def relative_poses(T_world_camera: np.ndarray, scales: np.ndarray, reference: np
     T = invert(T_world_camera[rows, reference])[:, None] @ T_world_camera
     T[..., :3, 3] /= scales[rows, reference][:, None, None]
     return T
+
+
+@dataclass(frozen=True)
+class Cuts:
+    """How windows are cut from clips, all that is drawn at random: index (B, T), frames of the clip; reference (B,),
+    which of the T. Augmentation, or None: mirrored (B,) bool; mix (B, 3, 3) and offset (B, 1, 1, 3) of the colours."""
+
+    index: np.ndarray
+    reference: np.ndarray
+    mirrored: np.ndarray | None = None
+    mix: np.ndarray | None = None
+    offset: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, rows: slice) -> Cuts:
+        """Return the cuts of some of the windows."""
+        return Cuts(*(None if v is None else v[rows] for v in (getattr(self, f.name) for f in fields(self))))
 
 
 def cut_windows(
@@ -74,19 +94,37 @@ def cut_windows(
     """
     if hasattr(pool, "cut"):
         return pool.cut(slots, rng, frames, scattered)
-    total = pool.frames.shape[1]
-    count = len(slots)
+    total, count = pool.frames.shape[1], len(slots)
     if scattered:
         index = np.argsort(rng.random((count, total)), axis=1)[:, :frames]  # (B, T)
-    else:
-        strides = np.arange(1, min(max_stride, (total - 1) // (frames - 1)) + 1)
-        stride = rng.choice(strides, count, p=strides / strides.sum())
-        start = (rng.random(count) * (total - stride * (frames - 1))).astype(int)
-        index = start[:, None] + stride[:, None] * np.arange(frames)
-        flip = rng.random(count) < 0.5
-        index[flip] = index[flip, ::-1]
-    reference = rng.integers(0, references or frames, count)
-    return cut_frames(pool, slots, rng, index, reference, augment=augment)
+        return cut_frames(pool, slots, rng, index, rng.integers(0, references or frames, count), augment=augment)
+    cuts = draw_cuts(rng, count, total, frames, augment=augment, max_stride=max_stride, references=references)
+    return cut(pool, slots, cuts)
+
+
+def windows_in_parts(
+    source, count: int, rng: np.random.Generator, frames: int, *, augment: bool = True, max_stride: int = 3
+) -> Iterator[WindowBatch]:
+    """Yield `cut_windows` of `count` clips of a source a few at a time, so that windows of any size fit into memory.
+
+    All are drawn at once, the clips by the call and how they are cut before the first part: how many are a part changes
+    no window.
+    """
+    part = max(1, _PART_BYTES // (frames * source.height * source.width * 12))
+    taken = source.take_parts(count, part, rng)
+
+    def parts() -> Iterator[WindowBatch]:
+        cuts, done = None, 0
+        for clips, slots in taken:
+            if hasattr(clips, "cut"):
+                yield clips.cut(slots, rng, frames, False)
+                continue
+            if cuts is None:
+                cuts = draw_cuts(rng, count, clips.frames.shape[1], frames, augment=augment, max_stride=max_stride)
+            yield cut(clips, slots, cuts[done : done + len(slots)])
+            done += len(slots)
+
+    return parts()
 
 
 def cut_frames(
@@ -98,8 +136,50 @@ def cut_frames(
         pool, slots, augment: see `cut_windows`.
         index: (B, T), frames of the clip in any order; reference: (B,), which of the T is the reference.
     """
-    count, frames = index.shape
-    picture = np.empty((count, frames, *pool.frames.shape[2:]), np.uint8)
+    return cut(pool, slots, _augmented(rng, Cuts(index, reference)) if augment else Cuts(index, reference))
+
+
+def draw_cuts(
+    rng: np.random.Generator,
+    count: int,
+    total: int,
+    frames: int,
+    *,
+    augment: bool = True,
+    max_stride: int = 3,
+    references: int | None = None,
+) -> Cuts:
+    """Draw video windows of `frames` frames from clips of `total`; see `cut_windows`."""
+    strides = np.arange(1, min(max_stride, (total - 1) // (frames - 1)) + 1)
+    stride = rng.choice(strides, count, p=strides / strides.sum())
+    start = (rng.random(count) * (total - stride * (frames - 1))).astype(int)
+    index = start[:, None] + stride[:, None] * np.arange(frames)
+    flip = rng.random(count) < 0.5
+    index[flip] = index[flip, ::-1]
+    cuts = Cuts(index, rng.integers(0, references or frames, count))
+    return _augmented(rng, cuts) if augment else cuts
+
+
+def _augmented(rng: np.random.Generator, cuts: Cuts) -> Cuts:
+    """Mirror half; permute the colours, change gain and offset, the same in all of a window; 15 % become negatives."""
+    count = len(cuts)
+    mirrored = rng.random(count) < 0.5
+    mix = np.zeros((count, 3, 3), np.float32)
+    permutation = np.argsort(rng.random((count, 3)), axis=1)
+    gain = (
+        rng.uniform(0.6, 1.2, (count, 1))
+        * rng.uniform(0.9, 1.1, (count, 3))
+        * rng.choice([1, -1], (count, 1), p=[0.85, 0.15])
+    )
+    np.put_along_axis(mix, permutation[:, None], gain[:, None].astype(np.float32), axis=1)
+    offset = rng.uniform(-0.15, 0.15, (count, 1, 1, 3)).astype(np.float32)
+    return replace(cuts, mirrored=mirrored, mix=mix, offset=offset)
+
+
+def cut(pool, slots: np.ndarray, cuts: Cuts) -> WindowBatch:
+    """Cut one window from each slot as drawn."""
+    index, reference, count = cuts.index, cuts.reference, len(cuts)
+    picture = np.empty((*index.shape, *pool.frames.shape[2:]), np.uint8)
     for row in np.argsort(slots, kind="stable"):  # read the file in order
         picture[row] = pool.frames[slots[row], index[row]]
     rows = slots[:, None]
@@ -111,29 +191,13 @@ def cut_frames(
     if getattr(pool, "inverse_depth", None) is not None:
         unit = scales[np.arange(count), reference][:, None, None, None]
         depth = torch.from_numpy((np.asarray(pool.inverse_depth)[rows, index] * unit).astype(np.float32))
-    if augment:
-        mirrored = rng.random(count) < 0.5
+    if (mirrored := cuts.mirrored) is not None:
         video[mirrored] = video[mirrored].flip(3)
         sign = np.array([-1.0, 1, 1, 1])
         T[mirrored] = T[mirrored] * sign[:, None] * sign
         intrinsics[mirrored, 2] = picture.shape[3] - intrinsics[mirrored, 2]
         if depth is not None:
             depth[mirrored] = depth[mirrored].flip(3)
-        video = _recolour(video, rng)
+        mixed = torch.bmm(video.flatten(1, 3), torch.from_numpy(cuts.mix))  # (B, T H W, 3)
+        video = (mixed + torch.from_numpy(cuts.offset).flatten(1, 2)).clamp_(-1, 1).view_as(video)
     return WindowBatch(video, torch.from_numpy(T), torch.from_numpy(intrinsics), torch.from_numpy(reference), depth)
-
-
-def _recolour(video: Tensor, rng: np.random.Generator) -> Tensor:
-    """Permute the colours, then change gain and offset, the same for all frames of a window; 15 % become negatives."""
-    count = len(video)
-    mix = np.zeros((count, 3, 3), np.float32)
-    permutation = np.argsort(rng.random((count, 3)), axis=1)
-    gain = (
-        rng.uniform(0.6, 1.2, (count, 1))
-        * rng.uniform(0.9, 1.1, (count, 3))
-        * rng.choice([1, -1], (count, 1), p=[0.85, 0.15])
-    )
-    np.put_along_axis(mix, permutation[:, None], gain[:, None].astype(np.float32), axis=1)
-    offset = torch.from_numpy(rng.uniform(-0.15, 0.15, (count, 1, 1, 3)).astype(np.float32))
-    flat = video.flatten(1, 3)  # (B, T H W, 3)
-    return (torch.bmm(flat, torch.from_numpy(mix)) + offset.flatten(1, 2)).clamp_(-1, 1).view_as(video)

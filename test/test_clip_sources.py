@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where clips come from: workers that share a pool, scenes that are refused, windows cut in parts, too few clips."""
+
+from collections import defaultdict
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_shards import many, write
+
+from rays_as_pixels_model.checkpoint import default_checkpoint
+from rays_as_pixels_model.config import preset
+from rays_as_pixels_model.joint import RaysAsPixels
+from rays_as_pixels_model.scenes import NoRoomError
+from rays_as_pixels_training import train
+from rays_as_pixels_training.config import RunConfig, TrainConfig
+from rays_as_pixels_training.data import open_dataset, procedural, windows
+from rays_as_pixels_training.data.clips import ClipCut
+from rays_as_pixels_training.data.posed import DatasetError
+from rays_as_pixels_training.data.procedural import ClipConfig, ClipPool, fill
+from rays_as_pixels_training.data.shards import ShardSource
+from rays_as_pixels_training.data.source import PoolSource
+from rays_as_pixels_training.fit_codec import fit_codec
+from rays_as_pixels_training.held_out import held_out_clips
+from rays_as_pixels_training.loop import Trainer
+from rays_as_pixels_training.validation import read_held_out
+
+SMALL = ClipConfig(frames=3, height=16, width=24)
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """Seeds that clips were asked of, in place of rendering them; 3 and 11 have no room for a camera."""
+    seeds = []
+
+    def make_clip(seed, bank, config, style=None, device="cpu"):
+        seeds.append(seed)
+        if seed in (3, 11):
+            raise NoRoomError("no free space")
+        cells = np.ones((config.frames, config.height // 8, config.width // 8))
+        k = procedural.Intrinsics(20, 20, 12, 8, config.width, config.height)
+        frames = np.zeros((config.frames, config.height, config.width, 3), np.uint8)
+        poses = np.tile(np.eye(4), (config.frames, 1, 1))
+        return procedural.Clip(frames, poses, k, np.full(config.frames, seed), cells)
+
+    monkeypatch.setattr(procedural, "make_clip", make_clip)
+    return seeds
+
+
+@pytest.mark.parametrize("slots, workers", [(4, 3), (7, 2), (6, 3), (2, 5)])
+def test_workers_never_write_a_slot_or_a_seed_of_another(tmp_path, drawn, monkeypatch, slots, workers):
+    ClipPool(tmp_path, SMALL, slots)
+    writers, seeds = defaultdict(set), []
+    for worker in range(workers):
+        drawn.clear()
+        write_slot = ClipPool.write
+        monkeypatch.setattr(ClipPool, "write", lambda self, slot, clip, w=worker, f=write_slot: (
+            writers[slot].add(w), f(self, slot, clip)))  # fmt: skip
+        fill(tmp_path, slots=None, first_seed=0, stride=workers, offset=worker, textures=None, limit=5 * slots)
+        monkeypatch.setattr(ClipPool, "write", write_slot)
+        seeds += drawn
+    assert sorted(writers) == list(range(slots)) and all(len(who) == 1 for who in writers.values()), writers
+    assert len(set(seeds)) == len(seeds) >= 5 * slots
+
+
+def test_a_full_pool_is_kept_and_a_missing_slot_is_filled(tmp_path, drawn):
+    pool = ClipPool(tmp_path, SMALL, 4)
+    for slot in (0, 1):
+        pool.write(slot, procedural.make_clip(100 + slot, None, SMALL))
+    fill(tmp_path, slots=None, first_seed=0, stride=1, offset=0, textures=None, limit=4)
+    # seed 3 has no room: its slot gets the seed of the next round
+    assert pool.scales[:, 0].tolist() == [100, 101, 2, 7]
+
+
+def test_only_scenes_without_room_are_passed_over_and_not_for_ever(tmp_path, drawn, monkeypatch, capsys):
+    assert held_out_clips(2, SMALL)[1].scene_scale[0] == procedural.HELD_OUT_SEED + 1
+    refusal = {"of": NoRoomError("no free space")}
+
+    def refuse(seed, *_, **__):
+        drawn.append(seed)
+        raise refusal["of"]
+
+    monkeypatch.setattr(procedural, "make_clip", refuse)
+    pool = {"slots": 3, "first_seed": 0, "stride": 1, "offset": 0, "textures": None, "config": SMALL}
+    ways = (
+        (NoRoomError, lambda: fill(tmp_path / "pool", **pool)),
+        (NoRoomError, lambda: held_out_clips(1, SMALL)),
+        (DatasetError, lambda: open_dataset("procedural", clips=1)[0]),
+    )
+    for error, way in ways:
+        drawn.clear()
+        with pytest.raises(error, match="none of 20 plain scenes has free space for a camera"):
+            way()
+        assert len(set(drawn)) == 20
+    refusal["of"] = ValueError("cannot read the texture 'x.png'")
+    for _, way in ways:
+        drawn.clear()
+        with pytest.raises(ValueError, match="x.png"):
+            way()
+        assert len(drawn) == 1, "another seed would not help"
+    assert procedural.main([str(tmp_path / "pool"), "--limit", "1"]) == 1
+    error = capsys.readouterr().err
+    assert error.strip().endswith("error: cannot read the texture 'x.png'") and "Traceback" not in error
+
+
+def _fitted(source):
+    torch.manual_seed(0)
+    model = RaysAsPixels(preset("micro"))
+    fit_codec(model, source, windows=12)
+    return {**model.codec.state_dict(), **model.normaliser.state_dict()}
+
+
+def test_a_codec_is_fitted_to_windows_in_parts_as_to_all_at_once(tmp_path, pool, monkeypatch):
+    write(tmp_path, many(), cut=ClipCut(5, 96, 64, step=1), suffix="jpg")
+    taken = []
+    take = ShardSource.take
+    monkeypatch.setattr(ShardSource, "take", lambda self, n, rng: taken.append(n) or take(self, n, rng))
+    for open_source in (lambda: PoolSource(pool), lambda: ShardSource(tmp_path)):
+        monkeypatch.undo()
+        whole = _fitted(open_source())
+        monkeypatch.setattr(ShardSource, "take", lambda self, n, rng: taken.append(n) or take(self, n, rng))
+        monkeypatch.setattr(windows, "_PART_BYTES", 1_500_000)  # four windows
+        parts = _fitted(open_source())
+        for name, value in whole.items():
+            torch.testing.assert_close(parts[name], value, atol=2e-5, rtol=2e-5, msg=name)
+    assert taken == [4, 4, 4], "no more clips of the shards are decoded at a time"
+
+
+def test_the_weights_of_ray_channels_are_measured_in_parts(tmp_path, pool, monkeypatch):
+    largest, weights = [], []
+
+    def cut(*arguments):
+        found = real(*arguments)
+        largest.append(len(found.frames))
+        return found
+
+    real = windows.cut
+    for part in (64 << 20, 1_500_000):
+        monkeypatch.setattr(windows, "_PART_BYTES", part)
+        monkeypatch.setattr(windows, "cut", cut)
+        largest.clear()
+        run = RunConfig(tmp_path / str(part), init=default_checkpoint())
+        weights.append(Trainer(TrainConfig(batch=2, steps=1), run, PoolSource(pool)).learner.ray_weights)
+    assert max(largest) == 4 and sum(largest) == 256
+    for a, b in zip(*weights, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+def test_precision_is_timed_once_in_a_run(tmp_path, pool, monkeypatch):
+    said, timings = [], iter([True, False])
+    monkeypatch.setattr("rays_as_pixels_training.loop.bf16_pays", lambda device: next(timings))
+
+    def trainer(**changes):
+        run = RunConfig(tmp_path / "run", init=default_checkpoint())
+        return Trainer(replace(TrainConfig(batch=2, steps=1), **changes), run, PoolSource(pool), say=said.append)
+
+    first = trainer()
+    assert first.learner.bf16 and first.config.precision == "bfloat16"
+    assert said == ["precision auto: bfloat16, the faster one here; the run keeps it"]
+    again = trainer()
+    assert again.learner.bf16 and len(said) == 1, "a second timing would have said float32"
+    assert not trainer(precision="float32").learner.bf16 and "precision bfloat16 -> float32" in said[1]
+
+
+def test_too_few_clips_to_judge_by_are_said_and_none_counts_twice(tmp_path):
+    shape = replace(preset("micro"), frames=5)
+    write(tmp_path / "six", many(3), cut=ClipCut(5, 96, 64, step=1))
+    said = []
+    clips = read_held_out(tmp_path / "six", 48, shape, said.append)
+    assert len(clips.frames) == 6 == len({(p[0, 0, 3], s[0]) for p, s in zip(clips.poses, clips.scales, strict=True)})
+    assert len(said) == 1 and "holds 6 clips" in said[0] and "48" in said[0]
+    assert len(read_held_out(tmp_path / "six", 4, shape, said.append).frames) == 4 and len(said) == 1
+    write(tmp_path / "two", many(1), cut=ClipCut(5, 96, 64, step=1))
+    with pytest.raises(ValueError, match="holds 2 clips; an evaluation takes at least 4"):
+        read_held_out(tmp_path / "two", 48, shape)
+
+
+def test_settings_about_rendering_that_nobody_uses_are_told(tmp_path, monkeypatch, capsys, pool):
+    with pytest.raises(ValueError, match="renew .* data shards .* leave out one"):
+        RunConfig(Path("out"), data=Path("shards"), renew=True)
+    arguments = ["--out", str(tmp_path / "run"), "--data", str(tmp_path / "none")]
+    assert train.main([*arguments, "--renew"]) == 2 and "renew" in capsys.readouterr().err
+    write(tmp_path / "shards", many(3), cut=ClipCut(5, 96, 64))
+    monkeypatch.setattr("rays_as_pixels_training.loop.Trainer", lambda *_: (_ for _ in ()).throw(ValueError("stop")))
+    arguments[-1] = str(tmp_path / "shards")
+    assert train.main([*arguments, "--workers", "4"]) == 1
+    assert "not used: --workers 4; clips are those of --data" in capsys.readouterr().err
+    assert train.main([*arguments]) == 1 and "not used" not in capsys.readouterr().err
+
+    folder = str(Path(pool.frames.filename).parent)
+    monkeypatch.setattr("rays_as_pixels_training.distributed.join", lambda device: train_processes())
+    arguments = ["--out", str(tmp_path / "run"), "--pool", folder, "--min-clips", "6"]
+    assert train.main([*arguments, "--renew"]) == 2
+    assert "renew needs a process that renders, and 2 train" in capsys.readouterr().err
+    assert train.main([*arguments, "--workers", "3"]) == 1
+    assert "not used: --workers 3; several processes render nothing" in capsys.readouterr().err
+
+
+def train_processes():
+    from rays_as_pixels_training.distributed import Processes
+
+    return Processes(0, 2)
