@@ -25,6 +25,9 @@ def say(*words):
     print(*words, flush=True)
 """
 
+# Appended to CYCLONEDDS_URI: a process that loses three of ten packets on their way out (a switch of Cyclone for tests).
+LOSSY = ",<Internal><Test><XmitLossiness>300</XmitLossiness></Test></Internal>"
+
 
 class Process:
     """A Python process that runs `code` after PRELUDE; its output lines are read with `line`."""
