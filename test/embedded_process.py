@@ -25,8 +25,11 @@ def say(*words):
     print(*words, flush=True)
 """
 
-# Appended to CYCLONEDDS_URI: a process that loses three of ten packets on their way out (a switch of Cyclone for tests).
-LOSSY = ",<Internal><Test><XmitLossiness>300</XmitLossiness></Test></Internal>"
+# Appended to CYCLONEDDS_URI: a process that loses three of ten packets that it sends (a switch of Cyclone for tests).
+LOSSY = (
+    ",<Internal><Test><XmitLossiness>300</XmitLossiness></Test></Internal>"
+    "<Discovery><SPDPInterval>500ms</SPDPInterval></Discovery>"
+)
 
 
 class Process:

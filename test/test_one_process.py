@@ -49,7 +49,7 @@ def test_one_process_gives_a_pose_and_a_view(peer, tmp_path):
     with Process(tmp_path, "up", *words, command=("-m", "rays_as_pixels_ros.cli")) as process:
         until(lambda: process.text().count("active: listening") == 2 or not process.alive(), "both nodes", START)
         assert process.alive(), process.text()
-        until(lambda: peer.image.get_subscription_count() == 2 and peer.info.get_subscription_count() == 2, "they listen")
+        until(lambda: {peer.image.get_subscription_count(), peer.info.get_subscription_count()} == {2}, "they listen")
         end = time.monotonic() + START
         for number in range(80):
             peer.show(number, image=c.rgb_to_image(texture(number), 0, OPTICAL))
