@@ -153,8 +153,9 @@ class Node(NodeGraph, NodeParameters):
                             event_callbacks=None, qos_overriding_options=None, raw=False,
                             content_filter_options=None):  # fmt: skip
         """Make a subscription."""
-        _refuse(event_callbacks=event_callbacks, qos_overriding_options=qos_overriding_options,
-                content_filter_options=content_filter_options)  # fmt: skip
+        _refuse(qos_overriding_options=qos_overriding_options, content_filter_options=content_filter_options)
+        if event_callbacks is not None:
+            event_callbacks.refuse()
         _check_message_type(msg_type)
         group = callback_group or self.default_callback_group
         name = self.resolve_topic_name(topic)

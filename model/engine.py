@@ -72,6 +72,11 @@ def to_numpy(x: Array) -> np.ndarray:
     return x.detach().cpu().numpy() if hasattr(x, "detach") else np.asarray(x)
 
 
+def to_uint8(frames: Array) -> np.ndarray:
+    """Bring frames in [-1, 1] of any engine to numpy, uint8."""
+    return ((to_numpy(frames).clip(-1, 1) + 1) * 127.5).round().astype(np.uint8)
+
+
 def latent_shapes(
     config: ModelConfig, batch: int, latents: int, frames: int, size: tuple[int, int] | None = None
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -68,6 +68,10 @@ class Intrinsics:
         """Return the camera of a crop whose top-left corner is at (left, top)."""
         return replace(self, cx=self.cx - left, cy=self.cy - top, width=width, height=height)
 
+    def binned(self, x: int, y: int) -> Intrinsics:
+        """Return the camera whose pixels are x by y of these; columns and rows that are left over are cut off."""
+        return Intrinsics(self.fx / x, self.fy / y, self.cx / x, self.cy / y, self.width // x, self.height // y)
+
     def horizontal_fov_deg(self) -> float:
         """Return the angle between the leftmost and rightmost rays, degrees."""
         left, right = self.cx / self.fx, (self.width - self.cx) / self.fx

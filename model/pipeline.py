@@ -17,7 +17,7 @@ from .calibration import STEPS as DRAW_STEPS
 from .calibration import Calibration, read_calibration
 from .checkpoint_folder import read_exported
 from .closed_loop import close_the_loop
-from .engine import Array, Engine, namespace, to_numpy
+from .engine import Array, Engine, namespace, to_numpy, to_uint8
 from .geometry import (
     GeometryError,
     Intrinsics,
@@ -28,6 +28,7 @@ from .geometry import (
     rotation_angle_deg,
     sample_covariance,
 )
+from .joint_generation import imagine
 from .memory import predict_memory
 from .raxels import fit_cameras, make_raxels, read_cameras, relative_covariance
 from .results import Imagined, LoopReport, RenderedVideo, RenderedViews, TrajectoryEstimate
@@ -185,7 +186,7 @@ class Pipeline:
         noise = self.model.noise(self.model.latent_shapes(batch, groups[count:])[0], generator)
         known = _repeat(self.model.encode_frames(sources, groups[:count]), samples)
         z = namespace(noise).concatenate([known, noise], axis=1)
-        clean_z = self._leading(batch, total, count)
+        clean_z = self._mask(batch, total, range(count))
         r = _repeat(self.model.encode_rays(raxels), samples)
         velocity = self._velocity(batch, reference, groups, clean_z, z, guidance, generator)
         z, _ = sample(velocity, z, r, Schedule(steps, 0, solver, shift), clean_z, on_step=on_step)
@@ -239,7 +240,7 @@ class Pipeline:
             report = self._reporter(on_step, number * steps, total)
             frame = self.render_batch(self._to_array(fitted[nearest])[None], raxels, steps, generator, on_step=report,
                                       samples=samples, solver=solver, shift=shift, guidance=guidance)
-            views.append(_to_uint8(frame[:, 0]))                                            # (samples, H, W, 3)
+            views.append(to_uint8(frame[:, 0]))                                            # (samples, H, W, 3)
             if on_view is not None:
                 on_view(number, views[-1][0], target_camera)
         draws = np.stack(views, axis=1)
@@ -278,13 +279,16 @@ class Pipeline:
 
     # -- joint ----------------------------------------------------------------------------------------------------
 
-    def imagine(self, source_frame: np.ndarray, intrinsics: Intrinsics, steps: int = 20, seed: int = 0,
+    def imagine(self, source_frames: np.ndarray, intrinsics: Intrinsics, steps: int = 20, seed: int = 0,
                 on_step: OnStep | None = None, *, ray_steps: int | None = None, samples: int = 1,
                 solver: str = "euler", shift: float = 1.0, guidance: float = 1.0) -> Imagined:
         """Draw a video and its camera path that start at a picture (the joint task).
 
+        Further pictures of the scene stand before the video in the sequence, as sources whose cameras are not known:
+        their rays are drawn with the video's, so the answer tells where they were taken.
+
         Args:
-            source_frame: (H, W, 3) uint8; intrinsics: its camera.
+            source_frames: (S, H, W, 3) or (H, W, 3) uint8, the first is the video's; intrinsics: their camera.
             steps: of the video; ray_steps: of the rays (None: as many), see `sampler.Schedule`.
             samples: posterior draws, made in one batch.
             solver, shift: see `sampler.Schedule`; guidance: weight on the source, see `sampler.guided`.
@@ -293,27 +297,12 @@ class Pipeline:
             Cancelled: on_step returned False.
             ValueError: no steps, no samples, or an unknown solver.
             GeometryError: a bad frame or camera.
+
+        Note: training draws one source (training/tasks.py), so further ones are untrained ground: of the shipped
+            weights their cameras come out no better than the identity guess (docs/model.md).
         """
-        if intrinsics is None:
-            raise GeometryError("imagine needs the intrinsics of the source, got None")
-        schedule = Schedule(steps, steps if ray_steps is None else ray_steps, solver, shift)
-        if min(schedule.z_steps, schedule.r_steps, samples) < 1:
-            raise ValueError(f"need steps, ray_steps and samples >= 1, got {steps}, {ray_steps} and {samples}")
-        fitted, camera = fit_frames(np.asarray(source_frame)[None], intrinsics, self.config.width, self.config.height)
-        groups, generator = self.config.groups, self.model.generator(seed)
-        shape_z, shape_r = self.model.latent_shapes(samples, groups)
-        z, r = (self.model.noise(s, generator) for s in (shape_z, shape_r))
-        z[:, :1] = self.model.encode_frames(self._to_array(fitted)[None], (1,))
-        r[:, 0] = self.model.encode_rays(self.model.array(self._raxels(np.eye(4)[None], camera)[:, None]))[:, 0]
-        clean_z, clean_r = (self._leading(samples, count, 1) for count in (len(groups), self.config.frames))
-        last = None if on_step is None else (
-            lambda step, total, z, r: on_step(step, total, _to_uint8(self.model.decode_frames(z[:1], groups)[0, -1])))
-        velocity = self._velocity(samples, 0, groups, clean_z, z, guidance, generator)
-        z, r = sample(velocity, z, r, schedule, clean_z, clean_r, on_step=last)
-        frames = _to_uint8(self.model.decode_frames(z, groups))                             # (samples, T, H, W, 3)
-        T = [read_cameras(x, camera).T_reference_camera for x in to_numpy(self.model.decode_rays(r))]
-        T = np.stack([invert(t[0]) @ t for t in T])                                         # (samples, T, 4, 4)
-        return Imagined(frames[0], T[0], camera, (frames, T) if samples > 1 else None)
+        return imagine(self, source_frames, intrinsics, steps, seed, on_step, ray_steps=ray_steps, samples=samples,
+                       solver=solver, shift=shift, guidance=guidance)
 
     def close_the_loop(self, frames: np.ndarray, intrinsics: Intrinsics, pose_steps: int = 1, view_steps: int = 2,
                        seed: int = 0, *, estimate: TrajectoryEstimate | None = None,
@@ -350,10 +339,14 @@ class Pipeline:
                              "(at most 60); give metres_per_unit")
         return float(np.sqrt((known**2).sum() / (estimate**2).sum()))
 
-    def predict_memory(self, sources: int | None = None) -> int:
-        """Predict the bytes that a view from so many sources takes on the device; None: a whole window (`imagine`)."""
-        if sources is None:
-            return predict_memory(self.config, images=0, video=True)
+    def predict_memory(self, sources: int | None = None, video: bool = False) -> int:
+        """Predict the bytes that a task takes on the device.
+
+        Args:
+            sources: of a view, or of a video if `video` is set (`imagine`); None: a window whose cameras are estimated.
+        """
+        if sources is None or video:
+            return predict_memory(self.config, images=max((sources or 1) - 1, 0), video=True)
         return predict_memory(self.config, images=min(sources, _SOURCES_OF_A_VIEW) + 1)
 
     # -- helpers --------------------------------------------------------------------------------------------------
@@ -375,9 +368,9 @@ class Pipeline:
         """(n, H/2, W/2, 3) raxels of cameras (n, 4, 4) at the model's size."""
         return make_raxels(T, camera, self.config.height // 2, self.config.width // 2)
 
-    def _leading(self, batch: int, total: int, count: int) -> Array:
-        """(batch, total) bool, true for the first `count`."""
-        return self.model.array(np.tile(np.arange(total) < count, (batch, 1)))
+    def _mask(self, batch: int, total: int, chosen: Sequence[int]) -> Array:
+        """(batch, total) bool, true for the chosen."""
+        return self.model.array(np.tile(np.isin(np.arange(total), chosen), (batch, 1)))
 
     def _to_array(self, frames: np.ndarray) -> Array:
         return self.model.array(frames.astype(np.float32) * np.float32(2 / 255) - 1)
@@ -387,7 +380,7 @@ class Pipeline:
             return None
 
         def report(step: int, _: int, z: Array, r: Array) -> bool:
-            return on_step(before + step, total, _to_uint8(self.model.decode_frames(z[:, -1:], (1,))[0, 0]))
+            return on_step(before + step, total, to_uint8(self.model.decode_frames(z[:, -1:], (1,))[0, 0]))
 
         return report
 
@@ -401,7 +394,3 @@ def pose_distance(poses: np.ndarray, target: np.ndarray, unit: float) -> np.ndar
 def _repeat(x: Array, samples: int) -> Array:
     """Rows of a batch k times each: (B, ...) to (B k, ...)."""
     return x if samples == 1 else x[np.repeat(np.arange(len(x)), samples)]
-
-
-def _to_uint8(frame: Array) -> np.ndarray:
-    return ((to_numpy(frame).clip(-1, 1) + 1) * 127.5).round().astype(np.uint8)

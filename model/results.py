@@ -64,13 +64,15 @@ class RenderedVideo:
 
 @dataclass(frozen=True)
 class Imagined:
-    """frames: (T, H, W, 3) uint8, the first close to the source; T_reference_camera: (T, 4, 4), model units.
+    """frames: (T, H, W, 3) uint8, the first close to the first source; T_reference_camera: (T, 4, 4), model units.
 
+    T_reference_source: (S, 4, 4), the cameras of the sources; the first is the identity.
     draws: posterior draws of both, (k, T, H, W, 3) and (k, T, 4, 4), the first being the above; None if there was one.
     """
 
     frames: np.ndarray
     T_reference_camera: np.ndarray
+    T_reference_source: np.ndarray
     intrinsics: Intrinsics
     draws: tuple[np.ndarray, np.ndarray] | None = None
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .engine import to_uint8
 from .geometry import GeometryError, Intrinsics, check_pose, fit_frames, fit_intrinsics, invert
 from .layers import keep_existing
 from .layout import Layout
@@ -138,14 +139,14 @@ def render_video(
     is_source = (torch.arange(len(layout.groups)) < count)[None]
 
     def preview(step: int, total: int, z: Tensor, r: Tensor) -> bool:
-        return on_step(step, total, _to_uint8(pipe.model.decode_frames(z[:1], layout)[0, -1]))
+        return on_step(step, total, to_uint8(pipe.model.decode_frames(z[:1], layout)[0, -1]))
 
     out = denoise_sequence(
         pipe, layout, frames, is_source, torch.from_numpy(raxels)[None], [reference], schedule,
         torch.Generator().manual_seed(seed), samples=samples, guidance=guidance,
         on_step=None if on_step is None else preview,
     )  # fmt: skip
-    made = _to_uint8(out[:, count:])  # (k, V + N, H, W, 3)
+    made = to_uint8(out[:, count:])  # (k, V + N, H, W, 3)
     views, video = made[:, :targets], made[:, targets:]
     return RenderedVideo(video[0], views[0], other, (video, views) if samples > 1 else None)
 
@@ -164,7 +165,3 @@ def _image_times(
             f"{source_times} and {target_times}"
         )
     return np.concatenate(given)
-
-
-def _to_uint8(frames: Tensor) -> np.ndarray:
-    return ((frames.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu().numpy()

@@ -37,11 +37,12 @@ class RecordedFrame:
 class Recording:
     """The camera of a bag. Opening reads its camera_infos and transforms; images are read when they are asked for."""
 
-    def __init__(self, path: Path, image_topic: str = "", info_topic: str = ""):
+    def __init__(self, path: Path, image_topic: str = "", info_topic: str = "", rectified_images: str = "auto"):
         """
         Args:
             image_topic: Image or CompressedImage; needed if the bag has several.
             info_topic: default: camera_info beside the image topic, or the only one of the bag.
+            rectified_images: see `conversions.is_rectified`.
         Raises:
             BagError: the bag, or the choice of its topics, cannot be used.
         """
@@ -56,6 +57,7 @@ class Recording:
             self.info_topic = choose_info_topic(
                 path, self.topics, self.image_topic, info_topic, "--camera-info-topic"
             )  # fmt: skip
+            self.rectified = conversions.is_rectified(rectified_images, self.image_topic)
             self.image_count = sum(c.msgcount for c in self._connections(self.image_topic))
             if not self.image_count:
                 raise BagError(f"{path}: {self.image_topic} holds no image")
@@ -90,13 +92,15 @@ class Recording:
             if connection.topic != self.info_topic:
                 self.transforms.add(message, static=connection.topic.endswith("tf_static"))
                 continue
-            key = (message.width, message.height, message.distortion_model, tuple(message.k), tuple(message.d))
+            m, roi = message, message.roi
+            key = (m.width, m.height, m.distortion_model, *m.k, *m.p, *m.d, m.binning_x, m.binning_y,
+                   roi.x_offset, roi.y_offset, roi.width, roi.height)  # fmt: skip
             found.append((conversions.stamp_ns(message.header.stamp), cameras.setdefault(key, message)))
         if not found:
             raise BagError(f"{self.path}: {self.info_topic} holds no message; record it with the images")
         try:
             for camera in cameras.values():
-                conversions.camera_from_info(camera)
+                conversions.camera_from_info(camera, self.rectified)
         except conversions.ConversionError as error:
             raise BagError(f"{self.path}: {self.info_topic}: {error}") from error
         found.sort(key=lambda pair: pair[0])
@@ -135,7 +139,7 @@ class Recording:
     def decode(self, frame: RecordedFrame) -> tuple[np.ndarray, Intrinsics] | None:
         """Return the undistorted image (H, W, 3) uint8 and its pinhole camera; None, counted, if it cannot be used."""
         try:
-            return conversions.pinhole_frame(frame.image, self._info_at(frame.stamp))
+            return conversions.pinhole_frame(frame.image, self._info_at(frame.stamp), rectified=self.rectified)
         except conversions.ConversionError as error:
             self.refused[str(error)] += 1
             return None

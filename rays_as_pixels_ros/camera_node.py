@@ -15,6 +15,7 @@ import rclpy
 from diagnostic_updater import Updater
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
 from rclpy.clock import Clock, ClockType
+from rclpy.event_handler import SubscriptionEventCallbacks, UnsupportedEventTypeError
 from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, State, TransitionCallbackReturn
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
@@ -25,12 +26,13 @@ from rays_as_pixels_model.geometry import Intrinsics
 
 from . import connections, conversions, parameters
 from .connections import End
-from .health import OK, WARN, Health
+from .health import LOST, MISSING, OK, WARN, Health
 from .window import StampMatcher
 
 RELIABLE = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE)
 LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 BEST_EFFORT = QoSProfile(depth=5, reliability=ReliabilityPolicy.BEST_EFFORT)
+REMEDY = "a busy machine, socket buffers or the network: raise net.core.rmem_max, or use image_transport compressed"
 
 
 @dataclass(frozen=True)
@@ -41,10 +43,11 @@ class CameraFrame:
     frame_id: str
     image: Image | CompressedImage
     info: CameraInfo
+    rectified: bool = False
 
     def decode(self, size: tuple[int, int] | None = None) -> tuple[np.ndarray, Intrinsics]:
         """Return the undistorted image (H, W, 3) uint8 and its camera; see `conversions.pinhole_frame`."""
-        return conversions.pinhole_frame(self.image, self.info, size)
+        return conversions.pinhole_frame(self.image, self.info, size, self.rectified)
 
 
 def load_default_pipeline(checkpoint: str, device: str) -> Any:
@@ -100,13 +103,9 @@ class CameraNode(LifecycleNode):
         qos = QoSProfile(depth=5, reliability=reliability)
         compressed = self._p.image_transport == "compressed"
         topic, kind = ("image_raw/compressed", CompressedImage) if compressed else ("image_raw", Image)
-        self._inputs = [
-            self.create_subscription(kind, topic, lambda m: self._on_half(0, m), qos, callback_group=self._input_group),
-            self.create_subscription(
-                CameraInfo, "camera_info", lambda m: self._on_half(1, m), qos, callback_group=self._input_group
-            ),
-        ]
         self._image_topic = topic
+        self._rectified = conversions.is_rectified(self._p.rectified_images, self.resolve_topic_name(topic))
+        self._inputs = [self._subscribe(0, kind, topic, qos), self._subscribe(1, CameraInfo, "camera_info", qos)]
         self._told: set[bytes] = set()
         self._health.start()
         # Steady time: simulated time may stand still, and a wall clock may be set.
@@ -114,8 +113,25 @@ class CameraNode(LifecycleNode):
         self._watch_timer = self.create_timer(1.0, self._watch, callback_group=self._free_group, clock=steady)
         self._activated()
         self._active = True
-        self.get_logger().info(f"active: listening to {self.resolve_topic_name(topic)}")
+        self.get_logger().info(
+            f"active: listening to {self.resolve_topic_name(topic)}"
+            f"{' (rectified: P of camera_info is their camera)' if self._rectified else ''}"
+        )
         return super().on_activate(state)
+
+    def _subscribe(self, side: int, kind: Any, topic: str, qos: QoSProfile) -> Any:
+        """Listen to one half of the camera, and to its losses where the middleware tells them."""
+
+        def listen(**options):
+            return self.create_subscription(
+                kind, topic, lambda m: self._on_half(side, m), qos, callback_group=self._input_group, **options
+            )
+
+        lost = SubscriptionEventCallbacks(message_lost=lambda event: self._on_lost(side, event.total_count_change))
+        try:
+            return listen(event_callbacks=lost)
+        except UnsupportedEventTypeError:
+            return listen()
 
     def on_deactivate(self, state: State) -> TransitionCallbackReturn:
         """Stop the subscriptions and what the node offers."""
@@ -150,32 +166,43 @@ class CameraNode(LifecycleNode):
 
     # Camera input
 
+    def _on_lost(self, side: int, count: int) -> None:
+        """Count what was sent and never arrived."""
+        self._health.count(LOST[side], count)
+        self.get_logger().warning(
+            f"{self._health.counts[LOST[side]]} {LOST[side]} so far ({REMEDY})", throttle_duration_sec=10.0
+        )
+
     def _on_half(self, side: int, message) -> None:
         """Take an image (side 0) or a camera_info (side 1); pairs of equal stamp go on as a CameraFrame."""
         if side == 0:
             self._health.image()
+        before = sum(self._matcher.unmatched)
         pair = self._matcher.push(side, conversions.stamp_ns(message.header.stamp), message)
-        if self._matcher.unmatched:
-            self._health.counts["without partner"] = self._matcher.unmatched
-            if self._matcher.unmatched % 20 == 10:
-                self.get_logger().warning(
-                    f"{self._matcher.unmatched} images or camera_infos had no partner with the same stamp on "
-                    f"{self.resolve_topic_name(self._image_topic)} and {self.resolve_topic_name('camera_info')}"
-                )
+        for half, without in enumerate(self._matcher.unmatched):
+            self._health.counts[MISSING[1 - half]] = without
+        if before < sum(self._matcher.unmatched) >= 10:
+            images, infos = self._matcher.unmatched
+            self.get_logger().warning(
+                f"{images} images and {infos} camera_infos had no partner with the same stamp on "
+                f"{self.resolve_topic_name(self._image_topic)} and {self.resolve_topic_name('camera_info')}: other "
+                f"stamps, or the partner was lost in transit ({REMEDY})",
+                throttle_duration_sec=10.0,
+            )
         if pair is None:
             return
         image, info = pair
         try:
             if isinstance(image, Image):
                 conversions.check_image(image)
-                conversions.check_size(info, image.width, image.height)
-            conversions.camera_from_info(info)
+            camera, _ = conversions.camera_from_info(info, self._rectified)
+            if isinstance(image, Image):
+                conversions.check_size(camera, image.width, image.height)
         except conversions.ConversionError as error:
             self._refuse_frame(error)
             return
-        self._on_frame(
-            CameraFrame(conversions.stamp_ns(image.header.stamp), image.header.frame_id.lstrip("/"), image, info)
-        )
+        stamp, frame_id = conversions.stamp_ns(image.header.stamp), image.header.frame_id.lstrip("/")
+        self._on_frame(CameraFrame(stamp, frame_id, image, info, self._rectified))
 
     def _refuse_frame(self, error: Exception) -> None:
         self._health.count("refused images")

@@ -30,6 +30,8 @@ def build_parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("camera")
     group.add_argument("--image-topic", default="", metavar="T", help="needed if the bag has several cameras")
     group.add_argument("--camera-info-topic", default="", metavar="T", help="default: camera_info beside the images")
+    group.add_argument("--rectified-images", choices=("auto", "always", "never"), default="auto",
+                       help="whether the images' camera is P, not K and D; auto: topics image_rect*")  # fmt: skip
     group = parser.add_argument_group("trajectory")
     group.add_argument("--window-hop", type=integer(1), default=2, help="new frames in each window")
     group.add_argument("--window-stride", type=integer(1), default=1, help="use every n-th image")
@@ -76,7 +78,7 @@ def main(argv: list[str]) -> int:
     provide_rclpy()
     from .bag_recording import Recording
 
-    with Recording(args.bag, args.image_topic, args.camera_info_topic) as recording:
+    with Recording(args.bag, args.image_topic, args.camera_info_topic, args.rectified_images) as recording:
         return _run(recording, args)
 
 

@@ -118,31 +118,60 @@ def is_zero(info: CameraInfo) -> bool:
     return info.width == 0 and info.height == 0 and not np.any(np.asarray(info.k))
 
 
-def camera_from_info(info: CameraInfo) -> tuple[Intrinsics, Distortion]:
-    """Read a camera.
+def is_rectified(choice: str, topic: str) -> bool:
+    """Say whether the images of a topic are taken as rectified: always, never, or (auto) when image_proc named it.
+
+    image_proc calls what its rectify node publishes image_rect or image_rect_color.
+    """
+    name = topic.removesuffix("/compressed").rpartition("/")[2]
+    return choice == "always" or (choice == "auto" and name.startswith("image_rect"))
+
+
+def camera_from_info(info: CameraInfo, rectified: bool = False) -> tuple[Intrinsics, Distortion]:
+    """Read the camera of the images that come with a camera_info: cut to its roi, then binned.
+
+    Args:
+        rectified: the images come from a rectifier, so that P is their camera; else it is K with the distortion D.
 
     Raises:
-        ConversionError: no focal length, not finite, no size, or an unknown distortion model.
+        ConversionError: no focal length, not finite, no size, a roi outside of the image, or an unknown distortion
+            model.
+
+    Note: as image_geometry reads it, but for the principal point of binned images: there it is divided by the binning
+        as it stands, here its distance to the corner of the image is, which is where a bin's centre lies.
     """
-    k = np.asarray(info.k, dtype=np.float64)
-    if not np.any(k):
-        raise ConversionError("camera_info is not calibrated: K is all zero")
+    name, m, (fx, fy, cx, cy) = ("P", info.p, (0, 5, 2, 6)) if rectified else ("K", info.k, (0, 4, 2, 5))
+    if not np.any(np.asarray(m)):
+        raise ConversionError(f"camera_info is not calibrated: {name} is all zero")
     try:
-        intrinsics = Intrinsics.from_opencv(k[0], k[4], k[2], k[5], info.width, info.height)
-        return intrinsics, Distortion(info.distortion_model if len(info.d) else "", tuple(float(c) for c in info.d))
+        full = Intrinsics.from_opencv(m[fx], m[fy], m[cx], m[cy], info.width, info.height)
+        lens = () if rectified else tuple(float(c) for c in info.d)
+        return _region(full, info), Distortion(info.distortion_model if lens else "", lens)
     except GeometryError as error:
         raise ConversionError(f"camera_info: {error}") from error
 
 
-def check_size(info: CameraInfo, width: int, height: int) -> None:
+def _region(full: Intrinsics, info: CameraInfo) -> Intrinsics:
+    """Return the camera of a sensor's region of interest, binned; a roi of zeros is the whole, a binning of 0 is 1."""
+    x, y, width, height = info.roi.x_offset, info.roi.y_offset, info.roi.width, info.roi.height
+    if any((x, y, width, height)):
+        if not (0 < width <= full.width - x and 0 < height <= full.height - y):
+            raise GeometryError(
+                f"its roi, {width}x{height} at ({x}, {y}), is not within the {full.width}x{full.height} of the camera"
+            )
+        full = full.cropped(x, y, width, height)
+    return full.binned(info.binning_x or 1, info.binning_y or 1)
+
+
+def check_size(camera: Intrinsics, width: int, height: int) -> None:
     """Check that a camera belongs to images of this size.
 
     Raises:
         ConversionError: another size.
     """
-    if (info.width, info.height) != (width, height):
+    if (camera.width, camera.height) != (width, height):
         raise ConversionError(
-            f"camera_info is for {info.width}x{info.height} images, but the image is {width}x{height}"
+            f"camera_info is for {camera.width}x{camera.height} images, but the image is {width}x{height}"
         )
 
 
@@ -152,20 +181,21 @@ def _undistort_maps(intrinsics: Intrinsics, distortion: Distortion):
 
 
 def pinhole_frame(
-    image: Image | CompressedImage, info: CameraInfo, size: tuple[int, int] | None = None
+    image: Image | CompressedImage, info: CameraInfo, size: tuple[int, int] | None = None, rectified: bool = False
 ) -> tuple[np.ndarray, Intrinsics]:
     """Decode an image and undo its lens distortion: (H, W, 3) uint8 and its pinhole camera.
 
     Args:
         size: (width, height) that it will be fitted to. A much larger image is shrunk first, to four times that size or
             more, so that undoing the distortion costs little.
+        rectified: see `camera_from_info`.
 
     Raises:
         ConversionError: the image, the camera, or the two together cannot be used.
     """
     rgb = image_to_rgb(image)
-    check_size(info, rgb.shape[1], rgb.shape[0])
-    intrinsics, distortion = camera_from_info(info)
+    intrinsics, distortion = camera_from_info(info, rectified)
+    check_size(intrinsics, rgb.shape[1], rgb.shape[0])
     if not distortion.is_none:
         factor = 1 if size is None else min(rgb.shape[1] // (4 * size[0]), rgb.shape[0] // (4 * size[1]))
         if factor > 1:

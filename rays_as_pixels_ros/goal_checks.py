@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from . import conversions
@@ -48,18 +49,10 @@ def check_views_request(request: Any, p: Any) -> None:
             if not pose.header.frame_id:
                 raise RefusalError(f"{kind}[{index}]: frame_id is empty")
     if not conversions.is_zero(request.camera_info):
-        conversions.camera_from_info(request.camera_info)
-        check_pixels("camera_info", request.camera_info, len(request.poses), p)
+        check_pixels("camera_info", conversions.camera_from_info(request.camera_info)[0], len(request.poses), p)
     if len(request.source_images) != len(request.source_poses):
         raise RefusalError(f"{len(request.source_images)} source_images but {len(request.source_poses)} source_poses")
-    for index, image in enumerate(request.source_images):
-        check_source(f"source_images[{index}]", image, p, len(request.source_images))
-        first = request.source_images[0]
-        if (image.width, image.height) != (first.width, first.height):
-            raise RefusalError(
-                f"source_images[{index}] is {image.width}x{image.height}, but source_images[0] is "
-                f"{first.width}x{first.height}; all must have one size"
-            )
+    check_sources(request.source_images, p)
 
 
 def check_imagine_request(request: Any, p: Any, window: int) -> None:
@@ -73,23 +66,25 @@ def check_imagine_request(request: Any, p: Any, window: int) -> None:
     steps_of(request.steps, p)
     if not conversions.is_zero(request.camera_info):
         conversions.camera_from_info(request.camera_info)
-    if not is_live(request):
-        check_source("source_image", request.source_image, p)
+    if len(request.source_images) > p.max_source_images:
+        raise RefusalError(f"{len(request.source_images)} source_images; max_source_images is {p.max_source_images}")
+    check_sources(request.source_images, p)
 
 
-def is_live(request: Any) -> bool:
-    """Say whether an Imagine goal starts at the newest live image: its own has no size and no data."""
-    image = request.source_image
-    return image.width == 0 and image.height == 0 and not len(image.data)
-
-
-def check_source(what: str, image: Any, p: Any, count: int = 1) -> None:
-    """Check one of `count` images that a goal brings."""
-    try:
-        conversions.check_image(image)
-    except conversions.ConversionError as error:
-        raise RefusalError(f"{what}: {error}") from error
-    check_pixels(what, image, count, p)
+def check_sources(images: Sequence[Any], p: Any) -> None:
+    """Check the images that a goal brings."""
+    for index, image in enumerate(images):
+        what, first = f"source_images[{index}]", images[0]
+        try:
+            conversions.check_image(image)
+        except conversions.ConversionError as error:
+            raise RefusalError(f"{what}: {error}") from error
+        check_pixels(what, image, len(images), p)
+        if (image.width, image.height) != (first.width, first.height):
+            raise RefusalError(
+                f"{what} is {image.width}x{image.height}, but source_images[0] is "
+                f"{first.width}x{first.height}; all must have one size"
+            )
 
 
 def check_pixels(what: str, sized: Any, count: int, p: Any) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from rays_as_pixels_model.geometry import Intrinsics
 
 from . import conversions
-from .goal_checks import RefusalError, is_live, steps_of
+from .goal_checks import RefusalError, steps_of
 from .window import RecentFrames
 
 
@@ -37,9 +37,9 @@ class ViewsPlan:
 
 @dataclass(frozen=True)
 class ImaginePlan:
-    """The start image (H, W, 3) uint8, its camera, stamp (ns) and frame."""
+    """frames (S, H, W, 3) uint8, their camera; stamp (ns) and frame of the first, at which the video starts."""
 
-    rgb: np.ndarray
+    frames: np.ndarray
     intrinsics: Intrinsics
     stamp: int
     frame_id: str
@@ -91,26 +91,27 @@ class GoalPlanner:
 
     def imagine(self, request: Any) -> ImaginePlan:
         """Plan an Imagine goal."""
-        newest, live = self._frames.newest(1), is_live(request)
-        if live and not newest:
+        info, images = request.camera_info, request.source_images
+        live = [] if images else self._frames.all()[:: self._p.buffer_stride][: self._p.source_frames]
+        if not images and not live:
             raise RefusalError("no source frame yet")
-        image = newest[0].image if live else request.source_image
-        info = request.camera_info
-        if conversions.is_zero(info):
-            if not newest:
-                raise RefusalError("camera_info is empty and there is no live camera to take it from")
-            info = newest[0].info
-        rgb, intrinsics = conversions.pinhole_frame(image, info)
-        stamp, frame_id = conversions.stamp_ns(image.header.stamp), image.header.frame_id
-        return ImaginePlan(rgb, intrinsics, stamp, frame_id, steps_of(request.steps, self._p), int(request.seed))
+        if live and conversions.is_zero(info):
+            frames, intrinsics = _decode(live)
+        else:
+            frames, intrinsics = self._decode_given(images or [frame.image for frame in live], "camera_info", info)
+        start = (images[0] if images else live[0].image).header
+        steps = steps_of(request.steps, self._p)
+        return ImaginePlan(
+            frames, intrinsics, conversions.stamp_ns(start.stamp), start.frame_id, steps, int(request.seed)
+        )  # fmt: skip
 
     def source_pixels(self, request: Any) -> int:
         """Count the pixels of the source images that a RenderViews goal decodes."""
         if request.source_images:
             return sum(image.width * image.height for image in request.source_images)
-        newest = self._frames.newest(1)
+        cameras = [conversions.camera_from_info(f.info, f.rectified)[0] for f in self._frames.newest(1)]
         window = 0 if self._p.metres_per_unit else self._pipeline.config.frames
-        return sum(f.info.width * f.info.height for f in newest) * (self._p.source_frames + window)
+        return sum(camera.width * camera.height for camera in cameras) * (self._p.source_frames + window)
 
     # Sources
 
@@ -152,17 +153,23 @@ class GoalPlanner:
 
     def _given_sources(self, request: Any):
         """Decode the goal's own source images and bring their poses into the frame of the first one."""
-        info = request.source_camera_info
-        if conversions.is_zero(info):
-            newest = self._frames.newest(1)
-            if not newest:
-                raise RefusalError("source_camera_info is empty and there is no live camera to take it from")
-            info = newest[0].info
-        decoded = [conversions.pinhole_frame(image, info) for image in request.source_images]
+        frames, intrinsics = self._decode_given(
+            request.source_images, "source_camera_info", request.source_camera_info
+        )
         first = request.source_poses[0].header
         world, stamp = first.frame_id.lstrip("/"), conversions.stamp_ns(first.stamp)
         T_world_source = np.stack([self._in_world(pose, world, stamp) for pose in request.source_poses])
-        return np.stack([rgb for rgb, _ in decoded]), T_world_source, decoded[0][1], stamp, world
+        return frames, T_world_source, intrinsics, stamp, world
+
+    def _decode_given(self, images: list[Any], field: str, info: Any) -> tuple[np.ndarray, Intrinsics]:
+        """Decode images to (N, H, W, 3) and their camera: the goal's, or the live one where it left its own empty."""
+        rectified = False
+        if conversions.is_zero(info):
+            newest = self._frames.newest(1)
+            if not newest:
+                raise RefusalError(f"{field} is empty and there is no live camera to take it from")
+            info, rectified = newest[0].info, newest[0].rectified
+        return _stacked([conversions.pinhole_frame(image, info, rectified=rectified) for image in images])
 
     # Poses
 
@@ -215,8 +222,12 @@ class GoalPlanner:
 
 
 def _decode(frames: list[Any]) -> tuple[np.ndarray, Intrinsics]:
-    """Decode live frames to (N, H, W, 3) and the camera of the first; raises RefusalError if sizes differ."""
-    decoded = [frame.decode() for frame in frames]
+    """Decode live frames to (N, H, W, 3) and the camera of the first."""
+    return _stacked([frame.decode() for frame in frames])
+
+
+def _stacked(decoded: list[tuple[np.ndarray, Intrinsics]]) -> tuple[np.ndarray, Intrinsics]:
+    """Join images of one size; raises RefusalError if sizes differ (those of a goal were checked as it came)."""
     if len({rgb.shape for rgb, _ in decoded}) > 1:
         raise RefusalError("the live images changed their size; wait until the buffer holds one size")
     return np.stack([rgb for rgb, _ in decoded]), decoded[0][1]

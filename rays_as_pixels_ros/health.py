@@ -13,6 +13,10 @@ from pathlib import Path
 import numpy as np
 
 OK, WARN, ERROR = 0, 1, 2
+# What of each half of the camera was sent and did not come: told by the middleware, where it does so; and shown by the
+# other half, which came alone (or had another stamp).
+LOST = "images lost in transit", "camera_infos lost in transit"
+MISSING = "images missing for a camera_info", "camera_infos missing for an image"
 
 
 LEAST_CONTRAST = 2.0  # grey levels; a covered lens or a dark room is below
@@ -42,7 +46,7 @@ class Health:
         self._latencies: deque = deque(maxlen=100)
         self._residual = float("nan")
         self._loop: tuple[float, float, float] | None = None
-        self._dropped_before = 0
+        self._counts_before: Counter = Counter()
         self._started = clock()
         self._lock = threading.Lock()
 
@@ -120,14 +124,16 @@ class Health:
                 table["self-consistency translation (scene depths)"] = f"{shift:.3f}"
                 table["self-consistency PSNR (dB)"] = f"{psnr:.1f}"
             table.update(memory())
-            dropped = self.counts["dropped images"]
-            falls_behind, self._dropped_before = dropped > self._dropped_before, dropped
+            new, self._counts_before = self.counts - self._counts_before, Counter(self.counts)
         if self.lost:
             return ERROR, f"lost: {self.lost}", table
         if self.silent():
             return WARN, f"no image for more than {self.silence_s:.0f} s", table
-        if falls_behind:
-            return WARN, f"the model is slower than the camera: {dropped} images dropped", table
+        if new["dropped images"]:
+            return WARN, f"the model is slower than the camera: {self.counts['dropped images']} images dropped", table
+        for name in (*LOST, *MISSING):
+            if new[name]:
+                return WARN, f"{self.counts[name]} {name}", table
         return OK, "ok", table
 
 

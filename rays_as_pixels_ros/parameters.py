@@ -58,6 +58,13 @@ _CAMERA = (
         "Reliability of the image and camera_info subscriptions.",
         choices=("best_effort", "reliable"),
     ),
+    Parameter(
+        "rectified_images",
+        "auto",
+        "Whether images are rectified already, so that P of camera_info is their camera, not K and D; auto: where "
+        "their topic is named so (image_rect, image_rect_color).",
+        choices=("auto", "always", "never"),
+    ),
     Parameter("silence_timeout", 5.0, "Seconds without an image before a warning.", 0.5, 3600.0),
     Parameter("seed", 0, "Seed of the sampler.", 0, 2**31 - 1),
 )
@@ -115,6 +122,7 @@ VIEW_SYNTHESIS = (
         1e6,
     ),
     Parameter("source_frames", 1, "Live images given to the model as sources, the newest first.", 1, 16),
+    Parameter("max_source_images", 8, "An Imagine goal with more source images is refused.", 1, 64),
     Parameter("buffer_size", 24, "Newest images kept.", 2, 1000),
     Parameter("buffer_stride", 1, "Images between two that are used together.", 1, 100),
     Parameter("steps", 2, "Denoising steps of a view when the goal says 0.", 1, 200),

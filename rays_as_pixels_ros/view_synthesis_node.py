@@ -31,7 +31,7 @@ from rays_as_pixels_model.geometry import Intrinsics, invert
 from . import conversions, goal_checks
 from .camera_node import RELIABLE, CameraFrame, CameraNode, main_of
 from .goal_checks import RefusalError
-from .goal_plan import GoalPlanner
+from .goal_plan import GoalPlanner, ImaginePlan
 from .goal_queue import GoalQueue
 from .parameters import VIEW_SYNTHESIS
 from .window import RecentFrames
@@ -196,8 +196,9 @@ class ViewSynthesisNode(CameraNode):
         request = handle.request
         sources = len(request.source_images) or self._p.source_frames
         # A scale that is not given is estimated first, from a whole window.
-        tasks = [sources] if self._p.metres_per_unit else [sources, None]
-        self._check_memory(self._planner.source_pixels(request), len(request.poses), tasks)
+        needs = [self._pipeline.predict_memory(sources)]
+        needs += [] if self._p.metres_per_unit else [self._pipeline.predict_memory(None)]
+        self._check_memory(self._planner.source_pixels(request), len(request.poses), max(needs))
         plan = self._planner.views(request)
 
         def on_view(number: int, rgb: np.ndarray, camera: Intrinsics) -> None:
@@ -227,9 +228,11 @@ class ViewSynthesisNode(CameraNode):
     def _imagine(self, handle, result: Imagine.Result) -> None:
         request, config = handle.request, self._pipeline.config
         plan = self._planner.imagine(request)
-        self._check_memory(plan.intrinsics.width * plan.intrinsics.height, config.frames, [None])
+        sources = len(plan.frames)
+        needs = self._pipeline.predict_memory(sources, video=True)
+        self._check_memory(sources * plan.intrinsics.width * plan.intrinsics.height, config.frames, needs)
         video = self._pipeline.imagine(
-            plan.rgb,
+            plan.frames,
             plan.intrinsics,
             steps=plan.steps,
             seed=plan.seed,
@@ -240,13 +243,19 @@ class ViewSynthesisNode(CameraNode):
         result.camera_info = conversions.camera_info(video.intrinsics, plan.stamp, _RENDERED_FRAME)
         # Without a known scale the path stays in units of the model, and says so with 0.
         result.metres_per_unit = float(self._p.metres_per_unit)
-        poses = np.array(video.T_reference_camera[:wanted])
-        poses[:, :3, 3] *= self._p.metres_per_unit or 1.0
-        start = conversions.header(plan.stamp, plan.frame_id)
-        result.path = Path(header=start)
-        result.path.poses = [PoseStamped(header=start, pose=conversions.matrix_to_pose(pose)) for pose in poses]
+        result.path = self._imagined_path(plan, video.T_reference_camera[:wanted])
+        result.source_path = self._imagined_path(plan, video.T_reference_source)
         for image in result.images:
             self._publish_rendered(image, result.camera_info)
+
+    def _imagined_path(self, plan: ImaginePlan, T_reference_camera: np.ndarray) -> Path:
+        """Make the path of cameras (n, 4, 4) in the frame of the first source."""
+        scale, start = self._p.metres_per_unit or 1.0, conversions.header(plan.stamp, plan.frame_id)
+        path = Path(header=start)
+        for T in np.array(T_reference_camera):
+            T[:3, 3] *= scale
+            path.poses.append(PoseStamped(header=start, pose=conversions.matrix_to_pose(T)))
+        return path
 
     # Shared by both
 
@@ -265,11 +274,10 @@ class ViewSynthesisNode(CameraNode):
         self._image_publisher.publish(image)
         self._info_publisher.publish(info)
 
-    def _check_memory(self, source_pixels: int, views: int, tasks: list[int | None]) -> None:
-        """Refuse what does not fit; tasks: sources of a view (None: a whole window), done one after the other."""
+    def _check_memory(self, source_pixels: int, views: int, on_device: int) -> None:
+        """Refuse what does not fit: pixels of source images, views, and bytes that the model takes on its device."""
         model = self._pipeline
         images = goal_checks.image_bytes(source_pixels, views, model.config.width, model.config.height)
-        on_device = max(model.predict_memory(sources) for sources in tasks)
         limit = self._p.max_memory_mib * 2**20 or float("inf")
         device = str(model.device)
         needs = {device: on_device + images} if device == "cpu" else {device: on_device, "cpu": images}

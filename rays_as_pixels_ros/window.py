@@ -184,7 +184,7 @@ class StampMatcher:
 
     def __init__(self, limit: int = 10):
         self.limit = limit
-        self.unmatched = 0
+        self.unmatched = [0, 0]  # of each side, thrown away without a partner
         self._halves: tuple[OrderedDict, OrderedDict] = (OrderedDict(), OrderedDict())
         self._lock = threading.Lock()
 
@@ -198,7 +198,7 @@ class StampMatcher:
             waiting[stamp] = item
             while len(waiting) > self.limit:
                 waiting.popitem(last=False)
-                self.unmatched += 1
+                self.unmatched[side] += 1
             return None
 
     def clear(self) -> None:

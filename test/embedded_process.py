@@ -25,6 +25,12 @@ def say(*words):
     print(*words, flush=True)
 """
 
+# Appended to CYCLONEDDS_URI: a process that loses three of ten packets that it sends (a switch of Cyclone for tests).
+LOSSY = (
+    ",<Internal><Test><XmitLossiness>300</XmitLossiness></Test></Internal>"
+    "<Discovery><SPDPInterval>500ms</SPDPInterval></Discovery>"
+)
+
 
 class Process:
     """A Python process that runs `code` after PRELUDE; its output lines are read with `line`."""

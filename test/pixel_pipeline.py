@@ -18,6 +18,7 @@ from rays_as_pixels_model.calibration import Calibration
 
 LEVELS = 60  # distinguishable brightness levels: frame i of the path has brightness 4 i + 3
 STEP_S = 0.03
+HEAVY = 200 * 2**20  # bytes
 
 
 def path():
@@ -53,9 +54,10 @@ class PixelPipeline:
         )  # fmt: skip
         self.device = "cpu"
 
-    def predict_memory(self, sources=None):
+    def predict_memory(self, sources=None, video=False):
         """A MiB for each image."""
-        return 2**20 * (self.config.frames if sources is None else sources + 1)
+        made = self.config.frames - 1 if video else 1
+        return 2**20 * (self.config.frames if sources is None else sources + made)
 
     def estimate_trajectory(self, frames, intrinsics, steps=2, samples=1, seed=0, reference=0):
         if len(frames) != self.config.frames:
@@ -111,13 +113,20 @@ class PixelPipeline:
                 on_view(number, view, camera)
         return SimpleNamespace(frames=views, intrinsics=camera)
 
-    def imagine(self, source_frame, intrinsics, steps=4, seed=0, on_step=None):
-        for step in range(steps):
-            if on_step is not None and not on_step(step + 1, steps, source_frame):
-                raise RuntimeError("cancelled")
+    def imagine(self, source_frames, intrinsics, steps=4, seed=0, on_step=None):
+        """Frames of the brightness of the first source; the sources stand where the known path has them."""
+        numbers = [index_of(frame) for frame in source_frames]
         count = self.config.frames
-        frames = np.zeros((count, 64, 96, 3), dtype=np.uint8)
-        return SimpleNamespace(frames=frames, T_reference_camera=path()[:count], intrinsics=intrinsics.resized(96, 64))
+        frames = np.stack([picture(numbers[0], 64, 96)] * count)
+        for step in range(steps):
+            time.sleep(STEP_S)
+            if on_step is not None and not on_step(step + 1, steps, frames[-1]):
+                raise RuntimeError("cancelled")
+        sources = np.linalg.inv(path()[numbers[0]]) @ path()[numbers]
+        return SimpleNamespace(
+            frames=frames, T_reference_camera=path()[:count], T_reference_source=sources,
+            intrinsics=intrinsics.resized(96, 64),
+        )  # fmt: skip
 
     def metres_per_unit(self, frames, intrinsics, T_world_camera):
         if np.ptp(T_world_camera[:, :3, 3], axis=0).max() < 1e-3:
@@ -129,7 +138,12 @@ def load(checkpoint, device):
     """Stand in for Pipeline.from_checkpoint."""
     if checkpoint == "broken":
         raise ValueError("broken: not a checkpoint")
-    return PixelPipeline(seconds=0.3 if checkpoint == "slow" else 0.0, lost=4 if checkpoint == "blurred" else None)
+    pipeline = PixelPipeline(
+        seconds=0.3 if checkpoint == "slow" else 0.0, lost=4 if checkpoint == "blurred" else None
+    )
+    if checkpoint == "heavy":
+        pipeline.weights = np.ones(HEAVY, np.uint8)
+    return pipeline
 
 
 def main():

@@ -37,7 +37,8 @@ EMBEDDED_ROS_FILES = {
 MODEL_ORDER = [
     "config", "geometry", "media", "bags", "comparison", "raxels", "pluecker", "layout", "layers", "transformer", "wan",
     "codec", "wan_codec", "engine", "joint", "schedule", "sampler", "memory", "checkpoint_folder", "checkpoint",
-    "calibration", "wan_weights", "onnx_engine", "results", "features", "closed_loop", "pipeline", "export",
+    "calibration", "wan_weights", "onnx_engine", "results", "features", "closed_loop", "joint_generation",
+    "pipeline", "export",
 ]  # fmt: skip
 
 

@@ -88,7 +88,7 @@ def answers(pipe):
     T = np.tile(np.eye(4), (2, 1, 1))
     T[1, 0, 3] = 0.1
     views = pipe.render_views(frames[:3], np.tile(T[:1], (3, 1, 1)), CAMERA, T, steps=2, guidance=1.5)
-    joint = pipe.imagine(frames[0], CAMERA, steps=2, ray_steps=1)
+    joint = pipe.imagine(frames[:2], CAMERA, steps=2, ray_steps=1)
     return {"raxels": pose.raxels, "draws": pose.draws, "views": views.frames, "frames": joint.frames}
 
 

@@ -11,9 +11,10 @@ from make_golden import golden_outputs
 
 from rays_as_pixels_model.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from rays_as_pixels_model.config import preset
-from rays_as_pixels_model.geometry import GeometryError, Intrinsics
+from rays_as_pixels_model.geometry import GeometryError, Intrinsics, fit_frames
 from rays_as_pixels_model.joint import RaysAsPixels
 from rays_as_pixels_model.pipeline import Cancelled, Pipeline
+from rays_as_pixels_model.raxels import make_raxels, read_cameras
 from rays_as_pixels_model.sampler import Schedule, sample
 
 CAMERA = Intrinsics.from_fov(65, 160, 120)
@@ -83,6 +84,34 @@ def test_joint_generation(pipe, frames):
     assert not np.array_equal(out.T_reference_camera, fewer.T_reference_camera)
 
 
+def test_joint_generation_from_several_pictures(pipe, frames):
+    """The sequence holds the further pictures before the video, clean, and their rays are drawn with the video's."""
+    model, groups = pipe.model, (1, 1, *pipe.config.groups)
+    steps = []
+    out = pipe.imagine(frames[[0, 3, 1]], CAMERA, steps=2, seed=4, on_step=lambda *step: steps.append(step) or True)
+    assert out.frames.shape == (5, 64, 96, 3) and out.T_reference_camera.shape == (5, 4, 4)
+    assert [step[:2] for step in steps] == [(1, 2), (2, 2)]
+    np.testing.assert_array_equal(steps[-1][2], out.frames[-1])
+
+    generator = torch.Generator().manual_seed(4)
+    z, r = (torch.randn(shape, generator=generator) for shape in model.latent_shapes(1, groups))
+    fitted, camera = fit_frames(frames[[3, 1, 0]], CAMERA, 96, 64)
+    z[:, :3] = model.encode_frames(torch.from_numpy(fitted)[None].float() * (2 / 255) - 1, (1, 1, 1))
+    r[:, 2] = model.encode_rays(torch.from_numpy(make_raxels(np.eye(4)[None], camera, 32, 48))[None])[:, 0]
+    clean_z, clean_r = torch.tensor([[True] * 3 + [False]]), torch.arange(7)[None] == 2
+    reference = torch.tensor([2])
+    z, r = sample(lambda *a: model.velocity(*a, reference, groups), z, r, Schedule(2, 2), clean_z, clean_r)
+    T = read_cameras(model.decode_rays(r)[0].numpy(), camera).T_reference_camera
+    T = np.linalg.inv(T[2]) @ T
+    np.testing.assert_allclose(out.T_reference_source, T[[2, 0, 1]], atol=1e-6)
+    np.testing.assert_allclose(out.T_reference_camera, T[2:], atol=1e-6)
+    assert np.linalg.norm(out.T_reference_source[1, :3, 3] - out.T_reference_source[2, :3, 3]) > 1e-3
+
+    one = pipe.imagine(frames[0], CAMERA, steps=2, seed=4)
+    np.testing.assert_array_equal(pipe.imagine(frames[:1], CAMERA, steps=2, seed=4).frames, one.frames)
+    assert pipe.predict_memory(1, video=True) == pipe.predict_memory() < pipe.predict_memory(3, video=True)
+
+
 def test_the_tasks_are_corners_of_one_schedule(pipe):
     """The batch functions give what the sampler gives on the model itself at (0, n) and (n, 0)."""
     model, generator = pipe.model, torch.Generator().manual_seed(5)
@@ -148,6 +177,8 @@ def test_bad_input_is_named(pipe, frames):
         (lambda: pipe.estimate_trajectory(frames, CAMERA, reference=5), ValueError, "reference"),
         (lambda: pipe.estimate_trajectory(frames, CAMERA, solver="rk4"), ValueError, "'rk4'"),
         (lambda: pipe.imagine(frames[0], CAMERA, steps=2, ray_steps=0), ValueError, "ray_steps"),
+        (lambda: pipe.imagine(frames[:0], CAMERA, steps=2), GeometryError, "not empty"),
+        (lambda: pipe.imagine(frames[:2], Intrinsics.from_fov(60, 40, 64), steps=2), GeometryError, "40x64"),
         (lambda: pipe.render_views(frames[:1], one, CAMERA, one, samples=0), ValueError, "samples"),
         (lambda: pipe.estimate_trajectory(frames, Intrinsics.from_fov(60, 96, 64)), GeometryError, "96x64"),
         (lambda: pipe.estimate_trajectory(frames.astype(float), CAMERA), GeometryError, "uint8"),

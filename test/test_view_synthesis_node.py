@@ -2,6 +2,7 @@
 """view_synthesis_node as a process, met over the wire: views, feedback, cancel, and every refusal."""
 
 import time
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -41,7 +42,7 @@ def ros_domain():
 def views(peer, tmp_path_factory):
     """A view_synthesis_node, with an action client."""
     arguments = [f"fixed_frame:={WORLD}", "steps:=5", "max_views:=6", "queue_size:=1", "tf_timeout:=0.3"]
-    arguments += ["max_memory_mib:=24", "max_total_pixels:=20000000"]
+    arguments += ["max_memory_mib:=24", "max_total_pixels:=20000000", "max_source_images:=3"]
     with serving(peer, tmp_path_factory.mktemp("views"), *arguments) as process:
         yield process
 
@@ -134,9 +135,12 @@ def huge_image():
     return c.rgb_to_image(np.zeros((1100, 2000, 3), np.uint8), 0, OPTICAL)
 
 
+def image_of(number, height=48, width=72):
+    return c.rgb_to_image(picture(number, height, width), 0, "given")
+
+
 def goal_of_two_sizes():
-    images = [bad_image(), c.rgb_to_image(picture(3, 24, 36), 0, OPTICAL)]
-    return goal_with(source_images=images, source_poses=[pose_at(), pose_at()])
+    return goal_with(source_images=[bad_image(), image_of(3, 24, 36)], source_poses=[pose_at(), pose_at()])
 
 
 BAD_GOALS = [
@@ -177,21 +181,36 @@ def test_bad_goals_are_refused_with_the_reason_in_result_and_log(peer, views, mo
 BAD_IMAGINE_GOALS = [
     (dict(frames=9), "9 frames asked for; the model makes up to 5"),
     (dict(steps=100000), "100000 steps asked for; max_steps is 200"),
-    (dict(source_image=bad_image(encoding="hsv9")), "source_image: image encoding"),
-    (dict(source_image=bad_image(width=0)), "source_image: image is 0x48; it has no pixels"),
+    (dict(source_images=[bad_image(), bad_image(encoding="hsv9")]), "source_images[1]: image encoding"),
+    (dict(source_images=[bad_image(width=0)]), "source_images[0]: image is 0x48; it has no pixels"),
+    (dict(source_images=[bad_image(data=bytes(100))]), "source_images[0]: image has 100 bytes"),
+    (dict(source_images=[bad_image()] * 4), "4 source_images; max_source_images is 3"),
+    (dict(source_images=[bad_image(), image_of(3, 24, 36)]), "source_images[1] is 36x24, but source_images[0] is 72x4"),
+    (dict(source_images=[huge_image()] * 3), "predicted memory does not fit on cpu"),
+    (dict(source_images=[image_of(3, 4000, 4001)]), "source_images[0] is 4001x4000; max_image_pixels is 16000000"),
     (dict(camera_info=bad_info(k=[0.0] * 9)), "K is all zero"),
-    (dict(source_image=bad_image(), camera_info=bad_info(width=7)), "camera_info is for 7x48 images"),
+    (dict(source_images=[bad_image()], camera_info=bad_info(width=7)), "camera_info is for 7x48 images"),
 ]  # fmt: skip
 
 
-def imagine(peer, goal):
+@contextmanager
+def imagining(peer, goal, feedback=None):
+    """Send an Imagine goal; gives its handle."""
     client = ActionClient(peer.node, Imagine, "view_synthesis_node/imagine")
     assert client.wait_for_server(timeout_sec=WAIT)
-    future = client.send_goal_async(goal)
+    future = client.send_goal_async(goal, feedback_callback=feedback)
     until(future.done, "the goal's acceptance")
-    answer = result_of(future.result())
+    yield future.result()
     client.destroy()
-    return answer
+
+
+def imagine(peer, goal):
+    with imagining(peer, goal) as handle:
+        return result_of(handle)
+
+
+def poses_of(path):
+    return np.stack([c.pose_to_matrix(pose.pose) for pose in path.poses])
 
 
 def test_bad_imagine_goals_are_refused_with_the_reason_in_result_and_log(peer, views, moving):
@@ -214,9 +233,37 @@ def test_imagine_gives_video_and_path(peer, views, moving):
     answer = imagine(peer, Imagine.Goal(frames=4))
     assert answer.result.success, answer.result.message
     assert len(answer.result.images) == 4 and answer.result.path.header.frame_id == OPTICAL
-    found = np.stack([c.pose_to_matrix(pose.pose) for pose in answer.result.path.poses])
-    np.testing.assert_allclose(found, path()[:4], atol=1e-9)
+    np.testing.assert_allclose(poses_of(answer.result.path), path()[:4], atol=1e-9)
     assert answer.result.metres_per_unit == 0.0, "metres are not known: units of the model"
+    newest = answer.result.images[0].header.stamp
+    assert newest == answer.result.path.header.stamp and c.stamp_ns(newest) >= moving[-1]
+    np.testing.assert_allclose(poses_of(answer.result.source_path), np.eye(4)[None], atol=1e-9)
+
+
+def test_imagine_from_several_images_tells_where_they_were_taken(peer, views, moving):
+    """The video starts at the first image; where the others stand is part of the answer."""
+    given = [image_of(number) for number in (20, 12, 31)]
+    given[0].header.stamp = c.stamp_message(7_000_000_005)
+    rendered = peer.got["view_synthesis_node/rendered/image_raw"]
+    rendered.clear()
+    answer = imagine(peer, Imagine.Goal(source_images=given, camera_info=c.camera_info(CAMERA, 0, "")))
+    assert answer.status == GoalStatus.STATUS_SUCCEEDED and answer.result.success, answer.result.message
+    assert len(answer.result.images) == 5 and answer.result.path.header.frame_id == "given"
+    assert brightness(answer.result.images[0]) == brightness(image_of(20))
+    assert c.stamp_ns(answer.result.path.header.stamp) == 7_000_000_005
+    wanted = np.linalg.inv(path()[20]) @ path()[[20, 12, 31]]
+    np.testing.assert_allclose(poses_of(answer.result.source_path), wanted, atol=1e-9)
+    until(lambda: len(rendered) == 5, "the frames on the rendered topic")
+
+
+def test_imagine_is_cancelled_within_a_step(peer, views, moving):
+    seen = []
+    goal = Imagine.Goal(source_images=[image_of(20), image_of(12)], steps=100)
+    with imagining(peer, goal, lambda message: seen.append(message.feedback.step)) as handle:
+        until(lambda: seen, "feedback")
+        until(handle.cancel_goal_async().done, "the answer to cancel")
+        assert result_of(handle).status == GoalStatus.STATUS_CANCELED
+    assert seen[-1] < 60, "it went on after it was cancelled"
 
 
 def test_images_that_tf_cannot_place_yet_are_passed_over(peer, views, moving):

@@ -114,13 +114,13 @@ def test_stamps_meet_in_any_order(arrivals):
     matcher = StampMatcher(limit=10)
     pairs = [matcher.push(side, stamp, (side, stamp)) for side, stamp in arrivals]
     assert sorted(pair for pair in pairs if pair) == [((0, stamp), (1, stamp)) for stamp in range(5)]
-    assert matcher.unmatched == 0
+    assert matcher.unmatched == [0, 0]
 
 
 def test_halves_without_partner_are_counted_and_forgotten():
     matcher = StampMatcher(limit=3)
     for stamp in range(10):
         assert matcher.push(0, stamp, stamp) is None
-    assert matcher.unmatched == 7
+    assert matcher.unmatched == [7, 0]
     assert matcher.push(1, 0, "info") is None
     assert matcher.push(1, 9, "info") == (9, "info")

@@ -13,9 +13,10 @@ from rays_as_pixels_ros import conversions as c
 
 
 @contextmanager
-def serving(peer, folder, *parameters, name="view_synthesis_node", **how):
+def serving(peer, folder, *parameters, name="view_synthesis_node", remaps=(), **how):
     """Run a view_synthesis_node with an action client and the peer listening to what it renders."""
     words = [word for parameter in parameters for word in ("-p", parameter)]
+    words += [word for remap in remaps for word in ("-r", remap)]
     with Process(folder, "view_synthesis_node", "-r", f"__node:={name}", *words, **how) as process:
         process.until_active()
         process.client = ActionClient(peer.node, RenderViews, f"{name}/render_views")
