@@ -72,8 +72,8 @@ class CvBridge:
         message.encoding = encoding
         message.is_bigendian = 0
         data = np.ascontiguousarray(cvim, cvim.dtype.newbyteorder("<"))
-        message.step = len(data.data.cast("B")) // message.height if message.height else 0
-        message.data = array.array("B", data.tobytes())
+        message.step = data.nbytes // message.height if message.height else 0
+        message.data.frombytes(data.data.cast("B") if data.size else b"")
         return message
 
     def compressed_imgmsg_to_cv2(self, cmprs_img_msg, desired_encoding="passthrough"):

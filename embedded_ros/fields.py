@@ -144,7 +144,8 @@ class Field:
         def get(message):
             value = getattr(message, slot)
             if not isinstance(value, array.array):
-                value = array.array(code, value.tobytes())
+                wire, value = value, array.array(code)
+                value.frombytes(np.ascontiguousarray(wire).data.cast("B"))
                 setattr(message, slot, value)
             return value
 

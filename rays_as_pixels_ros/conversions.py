@@ -6,11 +6,13 @@ Poses are (4, 4) float64, camera (or child) to the frame in the header. Images a
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable
 from functools import lru_cache
 
 import cv2
 import numpy as np
+import PIL.Image
 from builtin_interfaces.msg import Time
 from cv_bridge import CvBridge, CvBridgeError
 from geometry_msgs.msg import Point, Pose, PoseStamped, PoseWithCovarianceStamped, Transform, TransformStamped
@@ -37,6 +39,7 @@ BYTES_PER_PIXEL = {
     "bayer_rggb8": 1, "bayer_bggr8": 1, "bayer_gbrg8": 1, "bayer_grbg8": 1,
 }  # fmt: skip
 _bridge = CvBridge()
+_REDUCED = {8: cv2.IMREAD_REDUCED_COLOR_8, 4: cv2.IMREAD_REDUCED_COLOR_4, 2: cv2.IMREAD_REDUCED_COLOR_2}
 _GREY, _ORANGE = ColorRGBA(r=0.6, g=0.6, b=0.6, a=0.8), ColorRGBA(r=1.0, g=0.5, b=0.0, a=1.0)
 
 
@@ -76,11 +79,13 @@ def check_image(message: Image) -> None:
         raise ConversionError(
             f"image step is {message.step}; {message.width} pixels of {message.encoding} need at least {least}"
         )
-    if len(message.data) != message.step * message.height:
+    try:
+        _bridge.imgmsg_to_cv2(message)  # a view of the bytes; len(message.data) would copy them where they are DDS's
+    except (CvBridgeError, ValueError, TypeError) as error:
         raise ConversionError(
             f"image has {len(message.data)} bytes; step {message.step} x height {message.height} is "
             f"{message.step * message.height}"
-        )
+        ) from error
 
 
 def image_to_rgb(message: Image | CompressedImage) -> np.ndarray:
@@ -104,6 +109,29 @@ def image_to_rgb(message: Image | CompressedImage) -> np.ndarray:
         what = f"compressed image of format '{message.format}'" if compressed else "image"
         raise ConversionError(f"{what} with {len(message.data)} bytes cannot be decoded")
     return np.ascontiguousarray(rgb)
+
+
+def _shrunk_jpeg(message: Image | CompressedImage, size: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int]] | None:
+    """Decode a JPEG to a half, quarter or eighth, at least four times `size`: (h, w, 3) and its (width, height).
+
+    The discrete cosine transform gives those means of 2x2 to 8x8 pixels for less than the pixels. A part of one
+    at the right or lower edge is cut off. None where the image is no JPEG, or not that large.
+    """
+    if not hasattr(message, "format"):
+        return None
+    try:
+        with PIL.Image.open(io.BytesIO(message.data)) as header:
+            kind, (width, height) = header.format, header.size
+    except OSError:
+        return None
+    factor = next((f for f in _REDUCED if min(width // (4 * size[0]), height // (4 * size[1])) >= f), 1)
+    if kind != "JPEG" or factor == 1:
+        return None
+    bgr = cv2.imdecode(np.frombuffer(message.data, np.uint8), _REDUCED[factor] | cv2.IMREAD_IGNORE_ORIENTATION)
+    if bgr is None:
+        return None
+    rgb = cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+    return rgb[: height // factor, : width // factor], (width, height)
 
 
 def rgb_to_image(rgb: np.ndarray, ns: int, frame_id: str) -> Image:
@@ -187,15 +215,20 @@ def pinhole_frame(
 
     Args:
         size: (width, height) that it will be fitted to. A much larger image is shrunk first, to four times that size or
-            more, so that undoing the distortion costs little.
+            more, so that decoding a JPEG and undoing the distortion cost little.
         rectified: see `camera_from_info`.
 
     Raises:
         ConversionError: the image, the camera, or the two together cannot be used.
     """
-    rgb = image_to_rgb(image)
+    shrunk = None if size is None else _shrunk_jpeg(image, size)
+    rgb, full = shrunk or (image_to_rgb(image), None)
     intrinsics, distortion = camera_from_info(info, rectified)
-    check_size(intrinsics, rgb.shape[1], rgb.shape[0])
+    check_size(intrinsics, *(full or rgb.shape[1::-1]))
+    if full:
+        height, width = rgb.shape[:2]
+        factor = full[0] // width
+        intrinsics = intrinsics.cropped(0, 0, factor * width, factor * height).resized(width, height)
     if not distortion.is_none:
         factor = 1 if size is None else min(rgb.shape[1] // (4 * size[0]), rgb.shape[0] // (4 * size[1]))
         if factor > 1:

@@ -55,7 +55,7 @@ class Track:
             path_max_size: newest poses in `path`.
         """
         self.path: deque[TrackedPose] = deque(maxlen=path_max_size)
-        self._saved: deque = deque(maxlen=_SAVED_POSES)
+        self._saved = _Poses(_SAVED_POSES)
         self.reset()
 
     def reset(self) -> None:
@@ -110,7 +110,7 @@ class Track:
         )  # fmt: skip
         self._previous = found
         self.path.append(found)
-        self._saved.append((stamp, T_map_base))
+        self._saved.append(stamp, T_map_base)
         return found
 
     def frusta(self, count: int, intrinsics: Intrinsics, depth: float) -> np.ndarray:
@@ -129,19 +129,41 @@ class Track:
         Raises:
             ValueError: another format, no path, no pose yet, or (MediaError) a file that cannot be written.
         """
-        saved = list(self._saved)
+        stamps, poses = self._saved.all()
         if kind not in FORMATS:
             raise ValueError(f"format is '{kind}'; it must be {' or '.join(FORMATS)}")
         if not str(path):
             raise ValueError("path is empty")
-        if not saved:
+        if not len(stamps):
             raise ValueError("there is no pose yet")
-        stamps, poses = zip(*saved, strict=True)
         if kind == "tum":
-            write_trajectory(path, [stamp * 1e-9 for stamp in stamps], np.stack(poses))
+            write_trajectory(path, [stamp * 1e-9 for stamp in stamps.tolist()], poses)
         else:
-            write_text(path, kitti_text(np.stack(poses)))
-        return len(saved)
+            write_text(path, kitti_text(poses))
+        return len(stamps)
+
+
+class _Poses:
+    """The newest poses and their stamps, in arrays that take all their memory at once: a node's does not grow."""
+
+    def __init__(self, size: int):
+        self._stamps, self._rows = np.full(size, -1, np.int64), np.full((size, 3, 4), np.nan)
+        self._count = 0
+
+    def clear(self) -> None:
+        self._count = 0
+
+    def append(self, stamp: int, T: np.ndarray) -> None:
+        at = self._count % len(self._stamps)
+        self._stamps[at], self._rows[at] = stamp, T[:3]
+        self._count += 1
+
+    def all(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return stamps (n,) and poses (n, 4, 4), oldest first."""
+        held = np.arange(max(0, self._count - len(self._stamps)), self._count) % len(self._stamps)
+        T = np.tile(np.eye(4), (len(held), 1, 1))
+        T[:, :3] = self._rows[held]
+        return self._stamps[held], T
 
 
 def frusta_lines(T_map_optical: np.ndarray, half_width: float, half_height: float, depth: float) -> np.ndarray:

@@ -192,3 +192,38 @@ def test_optical_axes_in_rep103():
     np.testing.assert_array_equal(turn @ forward, [1, 0, 0])
     np.testing.assert_array_equal(turn @ right, [0, -1, 0])
     np.testing.assert_array_equal(turn @ down, [0, 0, -1])
+
+
+@pytest.mark.parametrize("width, height", [(384, 256), (389, 262)])
+def test_a_large_jpeg_decoded_to_a_part_is_the_picture_that_the_whole_makes(width, height):
+    import cv2
+
+    small = np.random.default_rng(1).integers(0, 255, (16, 24, 3), dtype=np.uint8)
+    rgb = cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC)
+    jpeg = CompressedImage(format="jpeg", data=cv2.imencode(".jpg", rgb[..., ::-1])[1].tobytes())
+    camera = c.camera_info(Intrinsics.from_fov(70, width, height), 0, "camera")
+    whole, part = c.pinhole_frame(jpeg, camera), c.pinhole_frame(jpeg, camera, (24, 16))
+    assert whole[0].shape == (height, width, 3) and part[0].shape == (height // 4, width // 4, 3)
+    # A point of the scene lies at a quarter of its position, to the last bit, also where pixels were cut off.
+    k = np.diag([0.25, 0.25, 1.0]) @ whole[1].matrix()
+    np.testing.assert_allclose(part[1].matrix(), k, rtol=1e-12)
+    fitted = [fit_frames(frame[None], camera, 24, 16)[0][0].astype(float) for frame, camera in (whole, part)]
+    assert np.abs(fitted[0] - fitted[1]).mean() < 3
+
+
+def test_a_jpeg_of_another_size_than_its_camera_is_refused_before_it_is_decoded_to_a_part():
+    import cv2
+
+    jpeg = CompressedImage(format="jpeg", data=cv2.imencode(".jpg", np.zeros((256, 385, 3), np.uint8))[1].tobytes())
+    with pytest.raises(c.ConversionError, match="for 384x256 images, but the image is 385x256"):
+        c.pinhole_frame(jpeg, c.camera_info(Intrinsics.from_fov(70, 384, 256), 0, "camera"), (24, 16))
+
+
+def test_checking_an_image_does_not_copy_its_bytes():
+    """What came over the wire stays DDS's memory until `data` is read."""
+    from embedded_ros import messages
+
+    sent = messages.serialize(c.rgb_to_image(picture(), 0, "camera"))
+    message = messages.deserialize(sent, Image)
+    c.check_image(message)
+    assert np.shares_memory(c.image_to_rgb(message), np.frombuffer(sent, np.uint8))
