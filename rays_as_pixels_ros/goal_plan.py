@@ -105,13 +105,12 @@ class GoalPlanner:
             frames, intrinsics, conversions.stamp_ns(start.stamp), start.frame_id, steps, int(request.seed)
         )  # fmt: skip
 
-    def source_pixels(self, request: Any) -> int:
-        """Count the pixels of the source images that a RenderViews goal decodes."""
+    def source_pixels(self, request: Any, live: int) -> int:
+        """Count the pixels of the images that a goal decodes: its own, or `live` ones of the camera."""
         if request.source_images:
             return sum(image.width * image.height for image in request.source_images)
         cameras = [conversions.camera_from_info(f.info, f.rectified)[0] for f in self._frames.newest(1)]
-        window = 0 if self._p.metres_per_unit else self._pipeline.config.frames
-        return sum(camera.width * camera.height for camera in cameras) * (self._p.source_frames + window)
+        return sum(camera.width * camera.height for camera in cameras) * live
 
     # Sources
 

@@ -196,9 +196,10 @@ class ViewSynthesisNode(CameraNode):
         request = handle.request
         sources = len(request.source_images) or self._p.source_frames
         # A scale that is not given is estimated first, from a whole window.
-        needs = [self._pipeline.predict_memory(sources)]
-        needs += [] if self._p.metres_per_unit else [self._pipeline.predict_memory(None)]
-        self._check_memory(self._planner.source_pixels(request), len(request.poses), max(needs))
+        needs, live = self._pipeline.predict_memory(sources), self._p.source_frames
+        if not self._p.metres_per_unit:
+            needs, live = max(needs, self._pipeline.predict_memory(None)), live + self._pipeline.config.frames
+        self._check_memory(self._planner.source_pixels(request, live), len(request.poses), needs)
         plan = self._planner.views(request)
 
         def on_view(number: int, rgb: np.ndarray, camera: Intrinsics) -> None:
@@ -227,10 +228,10 @@ class ViewSynthesisNode(CameraNode):
 
     def _imagine(self, handle, result: Imagine.Result) -> None:
         request, config = handle.request, self._pipeline.config
+        live = self._p.source_frames
+        needs = self._pipeline.predict_memory(len(request.source_images) or live, video=True)
+        self._check_memory(self._planner.source_pixels(request, live), config.frames, needs)
         plan = self._planner.imagine(request)
-        sources = len(plan.frames)
-        needs = self._pipeline.predict_memory(sources, video=True)
-        self._check_memory(sources * plan.intrinsics.width * plan.intrinsics.height, config.frames, needs)
         video = self._pipeline.imagine(
             plan.frames,
             plan.intrinsics,
