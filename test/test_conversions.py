@@ -115,6 +115,73 @@ def test_bad_cameras_are_refused(changes, reason):
         c.camera_from_info(info(**changes))
 
 
+@given(
+    x=st.integers(0, 40), y=st.integers(0, 40), width=st.integers(8, 120), height=st.integers(8, 80),
+    bins=st.tuples(st.integers(1, 4), st.integers(1, 4)), rectified=st.booleans(),
+)  # fmt: skip
+def test_a_region_and_its_binning_leave_every_ray_where_it_was(x, y, width, height, bins, rectified):
+    """The centre of a binned pixel is the middle of the sensor's pixels in it; a rectified image is P's, else K's."""
+    full, other = Intrinsics(200.0, 210.0, 83.0, 64.0, 160, 120), Intrinsics(90.0, 95.0, 70.0, 50.0, 160, 120)
+    message = c.camera_info(full, 0, "camera")
+    message.p = c.camera_info(other, 0, "camera").p
+    message.d = [-0.2, 0.1, 0.0, 0.0, 0.0]
+    message.roi.x_offset, message.roi.y_offset, message.roi.width, message.roi.height = x, y, width, height
+    message.binning_x, message.binning_y = bins
+    found, lens = c.camera_from_info(message, rectified)
+    assert (found.width, found.height) == (width // bins[0], height // bins[1]) and lens.is_none == rectified
+    sensor = other if rectified else full
+    for u, v in ((0, 0), (found.width - 1, found.height - 1)):
+        middle = x + bins[0] * (u + 0.5), y + bins[1] * (v + 0.5)  # on the sensor, its corner at (0, 0)
+        assert (u + 0.5 - found.cx) / found.fx == pytest.approx((middle[0] - sensor.cx) / sensor.fx, abs=1e-9)
+        assert (v + 0.5 - found.cy) / found.fy == pytest.approx((middle[1] - sensor.cy) / sensor.fy, abs=1e-9)
+
+
+def test_a_binned_image_of_a_region_is_undistorted_as_the_whole_one():
+    import cv2
+
+    rgb = cv2.resize(picture(24, 32), (320, 240), interpolation=cv2.INTER_CUBIC)
+    whole = c.camera_info(Intrinsics.from_fov(80, 320, 240), 0, "camera")
+    whole.d = [-0.28, 0.07, 0.0002, 0.0001, 0.0]
+    part = c.camera_info(Intrinsics.from_fov(80, 320, 240), 0, "camera")
+    part.d, part.binning_x, part.binning_y = whole.d, 2, 2
+    part.roi.x_offset, part.roi.y_offset, part.roi.width, part.roi.height = 40, 30, 200, 160
+    binned = cv2.resize(rgb[30:190, 40:240], (100, 80), interpolation=cv2.INTER_AREA)
+    straight, camera = c.pinhole_frame(c.rgb_to_image(rgb, 0, "camera"), whole)
+    found, own = c.pinhole_frame(c.rgb_to_image(binned, 0, "camera"), part)
+    expected = cv2.resize(straight[30:190, 40:240], (100, 80), interpolation=cv2.INTER_AREA)
+    assert own == camera.cropped(40, 30, 200, 160).binned(2, 2)
+    inner = np.s_[12:-12, 12:-12]  # the whole image knows what lies beyond the region's edge
+    assert np.abs(found[inner].astype(float) - expected[inner]).mean() < 2
+    assert np.abs(binned[inner].astype(float) - expected[inner]).mean() > 4
+
+
+@pytest.mark.parametrize("topic, choice, wanted", [
+    ("/camera/image_rect", "auto", True), ("/camera/image_rect_color/compressed", "auto", True),
+    ("/camera/image_raw", "auto", False), ("/image_rect/image_raw", "auto", False),
+    ("/camera/image_raw", "always", True), ("/camera/image_rect", "never", False),
+])  # fmt: skip
+def test_rectified_images_are_told_by_their_topic_or_by_choice(topic, choice, wanted):
+    assert c.is_rectified(choice, topic) is wanted
+
+
+def region(**changes):
+    message = info()
+    for name, value in changes.items():
+        setattr(message.roi, name, value)
+    return message
+
+
+@pytest.mark.parametrize("message, rectified, reason", [
+    (region(x_offset=4, width=8, height=6), False, r"its roi, 8x6 at \(4, 0\), is not within the 8x6 of the camera"),
+    (region(x_offset=4), False, r"its roi, 0x0 at \(4, 0\)"),
+    (info(binning_x=9), False, "image size must be positive, got 0x6"),
+    (info(), True, "not calibrated: P is all zero"),
+])  # fmt: skip
+def test_bad_regions_and_projections_are_refused(message, rectified, reason):
+    with pytest.raises(c.ConversionError, match=reason):
+        c.camera_from_info(message, rectified)
+
+
 def test_a_camera_of_another_size_is_refused():
     with pytest.raises(c.ConversionError, match="camera_info is for 640x480 images, but the image is 8x6"):
         c.pinhole_frame(image(), info(width=640, height=480))

@@ -137,7 +137,7 @@ def test_real_client_of_an_embedded_server(peer, embedded):
     answer = done(handle.get_result_async(), "the result")
     assert answer.status == GoalStatus.STATUS_SUCCEEDED
     assert [brightness(image) for image in answer.result.images] == [10, 30, 0]
-    assert seen and {f.total for f in seen} == {6} and [f.step for f in seen] == sorted({f.step for f in seen})
+    assert seen and {f.total for f in seen} == {18} and [f.step for f in seen] == sorted({f.step for f in seen})
 
     handle = send(goal(0.1, steps=60))
     until(lambda: handle.status == GoalStatus.STATUS_EXECUTING, "the status topic to say that it runs")
