@@ -60,33 +60,45 @@ class HeightField:
         up = torch.rsqrt(1 + slope_x * slope_x + slope_y * slope_y)
         return -slope_x * up, -slope_y * up, up
 
-    def hit(self, origin: list[torch.Tensor], direction: list[torch.Tensor]) -> torch.Tensor:
+    def hit(
+        self, origin: list[torch.Tensor], direction: list[torch.Tensor], limit: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Ray parameter where rays first go below the ground; inf where they do not.
 
         A march in growing steps, then false position. What is narrower than a step can be jumped over at a grazing
-        angle; the hits found lie on the surface. origin, direction: 3 tensors each that broadcast to one shape.
+        angle; the hits found lie on the surface.
+
+        Args:
+            origin, direction: 3 tensors each that broadcast to one shape.
+            limit: of that shape, ray parameters beyond which a hit does not count and need not be found.
         """
         length = torch.sqrt(direction[0] ** 2 + direction[1] ** 2 + direction[2] ** 2).clamp_(min=1e-6)
-        above, below = torch.zeros_like(length), torch.full_like(length, torch.inf)
+        shape = torch.broadcast_shapes(length.shape, origin[0].shape)
+        limit = length.new_full((1,), torch.inf) if limit is None else limit
+        parts = (*origin, *direction, length, limit)
+        marching = torch.stack([x.expand(shape).reshape(-1) for x in parts])  # (8, rays)
+        rays = torch.arange(marching.shape[1], device=length.device)
+        top, found, ends = max(float(self.heights.max()), BELOW), [], []
         step, reach = _FIRST, 0.0
         for _ in range(_STEPS):
-            reach, step = reach + step, step * _GROWTH
-            t = reach / length
-            x, y, z = (o + d * t for o, d in zip(origin, direction, strict=True))
-            waiting = torch.isinf(below)
+            before, reach, step = reach, reach + step, step * _GROWTH
+            t = reach / marching[6]
+            x, y, z = (marching[k] + marching[3 + k] * t for k in range(3))
             under = z < self.at(x, y)
-            below = torch.where(under & waiting, t, below)
-            above = torch.where(under | ~waiting, above, t)
-        rays = torch.nonzero(torch.isfinite(below).view(-1)).view(-1)
-        return below.view(-1).scatter(0, rays, self._refine(origin, direction, above, below, rays)).view(below.shape)
+            hit = torch.nonzero(under).view(-1)
+            found.append(rays[hit])
+            ends.append(torch.cat([marching[:6, hit], (before / marching[6, hit])[None], t[hit][None]]))
+            # what is above all hills and rises stays there
+            left = torch.nonzero(~(under | (t > marching[7]) | ((z > top) & (marching[5] >= 0)))).view(-1)
+            marching, rays = marching.index_select(1, left), rays[left]
+        *start, low, high = torch.cat(ends, dim=1)
+        out = torch.full((shape.numel(),), torch.inf, device=length.device)
+        return out.scatter_(0, torch.cat(found), self._refine(start[:3], start[3:], low, high)).view(shape)
 
-    def _refine(self, origin, direction, above, below, rays) -> torch.Tensor:
-        o, d = ([x.expand(above.shape).reshape(-1)[rays] for x in v] for v in (origin, direction))
-
+    def _refine(self, o, d, low, high) -> torch.Tensor:
         def gap(t):
             return torch.addcmul(o[2], d[2], t) - self.at(torch.addcmul(o[0], d[0], t), torch.addcmul(o[1], d[1], t))
 
-        low, high = above.reshape(-1)[rays], below.reshape(-1)[rays]
         at_low, at_high = gap(low), gap(high)
         for _ in range(_REFINED):  # false position, the end that stays put counting half (Illinois)
             t = torch.lerp(low, high, (at_low / (at_low - at_high)).nan_to_num_(0.5).clamp_(0.0, 1.0))
