@@ -60,15 +60,23 @@ class HeightField:
         up = torch.rsqrt(1 + slope_x * slope_x + slope_y * slope_y)
         return -slope_x * up, -slope_y * up, up
 
-    def hit(self, origin: list[torch.Tensor], direction: list[torch.Tensor]) -> torch.Tensor:
+    def hit(
+        self, origin: list[torch.Tensor], direction: list[torch.Tensor], limit: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Ray parameter where rays first go below the ground; inf where they do not.
 
         A march in growing steps, then false position. What is narrower than a step can be jumped over at a grazing
-        angle; the hits found lie on the surface. origin, direction: 3 tensors each that broadcast to one shape.
+        angle; the hits found lie on the surface.
+
+        Args:
+            origin, direction: 3 tensors each that broadcast to one shape.
+            limit: of that shape, ray parameters beyond which a hit does not count and need not be found.
         """
         length = torch.sqrt(direction[0] ** 2 + direction[1] ** 2 + direction[2] ** 2).clamp_(min=1e-6)
         shape = torch.broadcast_shapes(length.shape, origin[0].shape)
-        marching = torch.stack([x.expand(shape).reshape(-1) for x in (*origin, *direction, length)])  # (7, rays)
+        limit = length.new_full((1,), torch.inf) if limit is None else limit
+        parts = (*origin, *direction, length, limit)
+        marching = torch.stack([x.expand(shape).reshape(-1) for x in parts])  # (8, rays)
         rays = torch.arange(marching.shape[1], device=length.device)
         top, found, ends = max(float(self.heights.max()), BELOW), [], []
         step, reach = _FIRST, 0.0
@@ -81,7 +89,7 @@ class HeightField:
             found.append(rays[hit])
             ends.append(torch.cat([marching[:6, hit], (before / marching[6, hit])[None], t[hit][None]]))
             # what is above all hills and rises stays there
-            left = torch.nonzero(~(under | ((z > top) & (marching[5] >= 0)))).view(-1)
+            left = torch.nonzero(~(under | (t > marching[7]) | ((z > top) & (marching[5] >= 0)))).view(-1)
             marching, rays = marching.index_select(1, left), rays[left]
         *start, low, high = torch.cat(ends, dim=1)
         out = torch.full((shape.numel(),), torch.inf, device=length.device)

@@ -69,7 +69,7 @@ def trace(scene: Scene, origin: Vector, direction: Vector, reach: np.ndarray) ->
         o = [_cut(x, piece) - centre for x, centre in zip(origin, centres[p], strict=True)]
         d = [_cut(x, piece) for x in direction]
         if kinds[p] == FIELD:
-            near = scene.field.hit([x + centre for x, centre in zip(o, centres[p], strict=True)], d)
+            near = scene.field.hit([x + centre for x, centre in zip(o, centres[p], strict=True)], d, best[piece])
             hit = (near < best[piece]) & (near > _NEAR)
         else:
             near, far = _hit(kinds[p], halves[p], _turn(axes[p], o), _turn(axes[p], d))
