@@ -26,7 +26,7 @@ import numpy as np
 SIZE = (640, 480)
 HOP = 2  # the node's default
 _QUANTILES = (10, 50, 90)
-_WARM = 5  # windows that do not count
+WARM = 5  # windows that do not count
 _NODE = (sys.executable, "-m", "rays_as_pixels_ros.entry_points", "trajectory_node")
 _WAIT_S, _REST_S = 60.0, 0.5  # for a pose; until the node has sampled and shown the path
 
@@ -132,7 +132,7 @@ def measure(count: int, checkpoint: str | None = None) -> dict:
         node.terminate()
         node.wait(30)
         camera.close()
-    node_s, pipeline_s = np.array(rows[_WARM:]).T
+    node_s, pipeline_s = np.array(rows[WARM:]).T
     return {
         "windows": len(node_s),
         "node": {q: float(np.percentile(node_s, q)) for q in _QUANTILES},

@@ -1,32 +1,53 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pose and views beside what a user would take instead, on the same held-out windows in one run.
+"""Pose and views beside what a user would take instead, on the same windows in one run.
 
-Peers get the same cameras at four times the model's resolution, as a real camera's picture is larger than what the
-model sees; ours resizes that picture itself.
+Windows are of held-out rendered scenes, or of posed clips (real video). Peers get the pictures at full resolution:
+rendered ones are four times as large as the model's, as a real camera's picture is larger than what the model sees.
+Ours resizes that picture itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 
 import numpy as np
 
 from rays_as_pixels_model.comparison import psnr, rotation_warp
-from rays_as_pixels_model.geometry import invert
 from rays_as_pixels_training import baselines_colmap, baselines_opencv
+from rays_as_pixels_training.data import open_dataset
+from rays_as_pixels_training.eval_windows import EvalWindow, video_windows
 from rays_as_pixels_training.held_out import held_out_windows
 from rays_as_pixels_training.metrics import last_against_first, pose_errors
 
+LEAST_MOTION = 0.005  # model units; the hand-held clips move less than the rendered cameras (docs/real_clips.md)
 
-def compare_poses(pipe, count: int, steps: int, clock: Callable[[], float]) -> dict:
+
+def compare(pipe, count: int, steps: int, clock: Callable[[], float], clips: Sequence[str] = ()) -> dict:
+    """Measure on `count` held-out windows, and on as many of each posed clip; {method: ..., views: ..., clips: {...}}.
+
+    Raises:
+        DatasetError: a path of `clips` holds no posed video, or one that is shorter than a window.
+    """
+    config = pipe.config
+    size = config.width, config.height
+    report = compare_windows(pipe, held_out_windows(count, config.frames, size), steps, clock)
+    videos = [video for path in clips for video in open_dataset(path)]
+    if videos:
+        report["clips"] = {
+            video.name: compare_windows(pipe, video_windows([video], count, config.frames, size), steps, clock)
+            for video in videos
+        }
+    return report
+
+
+def compare_windows(pipe, windows: list[EvalWindow], steps: int, clock: Callable[[], float]) -> dict:
     """Measure; {method: seconds_per_window, time_over_ours, errors}, and views beside copying and turning the source.
 
     Errors of windows that a method could not solve are those of standing still.
     """
     config = pipe.config
-    windows = held_out_windows(count, config.frames, (config.width, config.height))
-    truth = np.stack([invert(w.T_world_camera[0]) @ w.T_world_camera for w in windows])
+    truth = np.stack([w.T_first_camera() for w in windows])
     methods = {
         "rays_as_pixels": lambda w: pipe.estimate_trajectory(w.full(), w.full_intrinsics, steps).T_reference_camera,
         "rays_as_pixels_1_step": lambda w: pipe.estimate_trajectory(w.full(), w.full_intrinsics, 1).T_reference_camera,
@@ -53,10 +74,10 @@ def compare_poses(pipe, count: int, steps: int, clock: Callable[[], float]) -> d
     for name, result in out.items():
         T = np.stack([still if x is None else x for x in result["found"]])
         seconds = float(np.median(result["seconds"]))
-        errors = pose_errors(last_against_first(T), last_against_first(truth))
+        errors = pose_errors(last_against_first(T), last_against_first(truth), LEAST_MOTION)
         report[name] = {
             "seconds_per_window": seconds, "time_over_ours": seconds / ours,
-            "failed": sum(x is None for x in result["found"]), "windows": count,
+            "failed": sum(x is None for x in result["found"]), "windows": len(windows),
             "rotation_error_deg": errors["rotation_error_deg_median"],
             "direction_error_deg": errors["translation_direction_error_deg_median"],
         }  # fmt: skip

@@ -36,6 +36,10 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--repeats", type=integer(1), default=10, help="turns of what is short; the best counts")
     parser.add_argument("--peers", type=integer(0), default=6, metavar="N",
                         help="held-out windows for OpenCV and COLMAP (0: none)")
+    parser.add_argument("--clips", nargs="+", default=[], metavar="PATH",
+                        help="posed clips (real video): the peers on N windows of each as well")
+    parser.add_argument("--node", type=integer(0), default=25, metavar="N",
+                        help="windows that the trajectory node gets over DDS, beside its bare pipeline (0: none)")
     parser.add_argument("--images", action="store_true", help="what a 1920x1080 image costs before it is in a window")
     parser.add_argument("--plot", metavar="FILE", help="draw growth with frames, resolution, steps and views (PNG)")
     parser.add_argument("--json", metavar="FILE", help="write the figures to FILE")
@@ -49,9 +53,9 @@ def main(argv: list[str]) -> int:
     report = {"hardware": hardware(args.clock), "preset": pipe.config.preset, "steps": args.steps}
     report.update(bench.run(args.steps))
     if args.peers:
-        from .peers import compare_poses
+        from .peers import compare
 
-        report["peers"] = compare_poses(pipe, args.peers, args.steps, CLOCKS[args.clock])
+        report["peers"] = compare(pipe, args.peers, args.steps, CLOCKS[args.clock], args.clips)
     if args.images:
         from .images import measure_images
 
@@ -61,6 +65,12 @@ def main(argv: list[str]) -> int:
 
         report["growth"] = measure_growth(pipe, CLOCKS[args.clock], max(2, args.repeats // 3))
         plot_growth(report["growth"], args.plot)
+    if args.node:
+        from .latency import WARM, measure
+
+        # Wall time whatever the clock: two processes share the work.
+        node = measure(args.node + WARM, args.checkpoint)
+        report["pose"] |= {"node_over_pipeline": node["ratio"][50], "node": node}
     for name, value in flat(report):
         print(f"{name:<44} {value:.4g}" if isinstance(value, float) else f"{name:<44} {value}")
     if args.json:
@@ -104,7 +114,7 @@ def flat(report: dict, prefix: str = "") -> list[tuple[str, object]]:
     """Nested figures as (a/b/c, value)."""
     out = []
     for name, value in report.items():
-        out += flat(value, f"{prefix}{name}/") if isinstance(value, dict) else [(prefix + name, value)]
+        out += flat(value, f"{prefix}{name}/") if isinstance(value, dict) else [(f"{prefix}{name}", value)]
     return out
 
 

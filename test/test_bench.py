@@ -54,7 +54,7 @@ def test_slopes_are_those_of_the_upper_half(monkeypatch, tmp_path):
 
 
 def test_names_of_nested_figures():
-    assert speed.flat({"pose": {"a": 1, "b": {"c": 2}}, "d": 3}) == [("pose/a", 1), ("pose/b/c", 2), ("d", 3)]
+    assert speed.flat({"pose": {"a": 1, "b": {50: 2}}, "d": 3}) == [("pose/a", 1), ("pose/b/50", 2), ("d", 3)]
 
 
 def test_curves_of_a_run_are_those_of_its_log(tmp_path):

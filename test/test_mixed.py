@@ -2,6 +2,7 @@
 """Training on the paper's whole sequence: what a mixed batch holds, and that nothing of padding reaches the loss."""
 
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from test_transformer import SMALL, stirred
 from rays_as_pixels_model.config import preset
 from rays_as_pixels_model.layout import Layout
 from rays_as_pixels_training.config import TrainConfig
+from rays_as_pixels_training.data import windows as windows_module
 from rays_as_pixels_training.data.mixed import cut_mixed
 from rays_as_pixels_training.data.source import ClipArrays
 from rays_as_pixels_training.learner import Learner
@@ -50,7 +52,13 @@ def frame_numbers(windows):
 
 
 def test_a_mixed_batch_holds_images_and_videos_of_one_clip_each(monkeypatch):
-    monkeypatch.setattr("rays_as_pixels_training.data.windows._recolour", lambda video, rng: video)
+    augmented = windows_module._augmented
+
+    def colours_as_they_are(rng, cuts):
+        cuts = augmented(rng, cuts)
+        return replace(cuts, mix=np.tile(np.eye(3, dtype=np.float32), (len(cuts), 1, 1)), offset=0 * cuts.offset)
+
+    monkeypatch.setattr(windows_module, "_augmented", colours_as_they_are)
     clips, b = clips_of(1), 200
     windows, layout, is_source, exists = cut_mixed(clips, np.zeros(b, int), np.random.default_rng(0), 3, 5)
     assert layout.groups == (1, 1, 1, 1, 4) and layout.images == 3
