@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rays_as_pixels_model.geometry import direction_angle_deg, invert, rotation_angle_deg
+from rays_as_pixels_model.geometry import direction_angle_deg, rotation_angle_deg
 from rays_as_pixels_model.pipeline import Pipeline
 from rays_as_pixels_training.held_out import held_out_windows
 
@@ -26,7 +26,7 @@ def measure(checkpoint: str | None, windows: int, steps: int) -> list[dict]:
     """Return one row for each choice of further sources."""
     pipe = Pipeline.from_checkpoint(checkpoint, "cpu")
     given = held_out_windows(windows, pipe.config.frames, (pipe.config.width, pipe.config.height))
-    truth = np.stack([invert(w.T_world_camera[0]) @ w.T_world_camera for w in given])
+    truth = np.stack([w.T_first_camera() for w in given])
     pose = np.stack([pipe.estimate_trajectory(w.frames, w.intrinsics).T_reference_camera for w in given])
     rows = []
     for others in OTHERS:

@@ -8,7 +8,6 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,7 @@ from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
-from rays_as_pixels_model.geometry import Intrinsics, fit_frames
+from rays_as_pixels_model.geometry import Intrinsics
 
 from . import connections, conversions, parameters
 from .connections import End
@@ -38,29 +37,17 @@ REMEDY = "a busy machine, socket buffers or the network: raise net.core.rmem_max
 
 @dataclass(frozen=True)
 class CameraFrame:
-    """An image and its camera_info with the same stamp (ns), checked but not decoded; size is the model's."""
+    """An image and its camera_info with the same stamp (ns), checked but not decoded."""
 
     stamp: int
     frame_id: str
     image: Image | CompressedImage
     info: CameraInfo
-    size: tuple[int, int]
     rectified: bool = False
 
     def decode(self, size: tuple[int, int] | None = None) -> tuple[np.ndarray, Intrinsics]:
         """Return the undistorted image (H, W, 3) uint8 and its camera; see `conversions.pinhole_frame`."""
         return conversions.pinhole_frame(self.image, self.info, size, self.rectified)
-
-    @cached_property
-    def fitted(self) -> tuple[np.ndarray, Intrinsics]:
-        """The undistorted image at the model's size, (h, w, 3) uint8, and its camera; made once, by who asks first.
-
-        Raises:
-            ConversionError: as `conversions.pinhole_frame`.
-        """
-        rgb, intrinsics = self.decode(self.size)
-        frames, intrinsics = fit_frames(rgb[None], intrinsics, *self.size)
-        return frames[0], intrinsics
 
 
 def load_default_pipeline(checkpoint: str, device: str) -> Any:
@@ -101,7 +88,6 @@ class CameraNode(LifecycleNode):
         try:
             self._p = parameters.read(self, self.TABLE, self._problems)
             self._pipeline = self._load_pipeline(self._p.checkpoint, self._p.device)
-            self._model_size = self._pipeline.config.width, self._pipeline.config.height
             self._matcher = StampMatcher(limit=10)
             self._health = Health(silence_s=self._p.silence_timeout)
             self._configured()
@@ -216,7 +202,7 @@ class CameraNode(LifecycleNode):
             self._refuse_frame(error)
             return
         stamp, frame_id = conversions.stamp_ns(image.header.stamp), image.header.frame_id.lstrip("/")
-        self._on_frame(CameraFrame(stamp, frame_id, image, info, self._model_size, self._rectified))
+        self._on_frame(CameraFrame(stamp, frame_id, image, info, self._rectified))
 
     def _refuse_frame(self, error: Exception) -> None:
         self._health.count("refused images")

@@ -79,13 +79,17 @@ def check_image(message: Image) -> None:
         raise ConversionError(
             f"image step is {message.step}; {message.width} pixels of {message.encoding} need at least {least}"
         )
-    try:
-        _bridge.imgmsg_to_cv2(message)  # a view of the bytes; len(message.data) would copy them where they are DDS's
-    except (CvBridgeError, ValueError, TypeError) as error:
+    held = _byte_count(message)
+    if held != message.step * message.height:
         raise ConversionError(
-            f"image has {len(message.data)} bytes; step {message.step} x height {message.height} is "
-            f"{message.step * message.height}"
-        ) from error
+            f"image has {held} bytes; step {message.step} x height {message.height} is {message.step * message.height}"
+        )
+
+
+def _byte_count(message: Image) -> int:
+    """Count the bytes of an image's data; embedded_ros copies what came over the wire when `data` is read."""
+    wire = getattr(message, "_wire_data", None)
+    return len(message.data if wire is None else wire)
 
 
 def image_to_rgb(message: Image | CompressedImage) -> np.ndarray:
@@ -226,9 +230,8 @@ def pinhole_frame(
     intrinsics, distortion = camera_from_info(info, rectified)
     check_size(intrinsics, *(full or rgb.shape[1::-1]))
     if full:
-        height, width = rgb.shape[:2]
-        factor = full[0] // width
-        intrinsics = intrinsics.cropped(0, 0, factor * width, factor * height).resized(width, height)
+        factor = full[0] // rgb.shape[1]
+        intrinsics = intrinsics.binned(factor, factor)
     if not distortion.is_none:
         factor = 1 if size is None else min(rgb.shape[1] // (4 * size[0]), rgb.shape[0] // (4 * size[1]))
         if factor > 1:

@@ -23,7 +23,7 @@ from tf2_ros import Buffer, TransformBroadcaster, TransformException, TransformL
 from visualization_msgs.msg import MarkerArray
 
 from rays_as_pixels_interfaces.srv import SaveTrajectory
-from rays_as_pixels_model.geometry import Intrinsics
+from rays_as_pixels_model.geometry import Intrinsics, fit_frames
 from rays_as_pixels_model.results import TrajectoryEstimate
 
 from . import conversions
@@ -169,11 +169,14 @@ class TrajectoryNode(CameraNode):
 
     def _prepare(self, frame: CameraFrame) -> _Prepared | None:
         """Decode a frame and fit it to the model's size (worker thread)."""
+        config = self._pipeline.config
         try:
-            return _Prepared(frame.stamp, frame.frame_id, *frame.fitted)
+            rgb, intrinsics = frame.decode((config.width, config.height))
         except conversions.ConversionError as error:
             self._refuse_frame(error)
             return None
+        fitted, intrinsics = fit_frames(rgb[None], intrinsics, config.width, config.height)
+        return _Prepared(frame.stamp, frame.frame_id, fitted[0], intrinsics)
 
     # Work
 

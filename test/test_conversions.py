@@ -70,6 +70,7 @@ def test_jpeg():
     (image(height=0, width=0, step=0), "0x0"),
     (image(step=5), "step is 5; 8 pixels of rgb8 need at least 24"),
     (image(data=bytes(10)), "has 10 bytes"),
+    (image(data=bytes(145)), "has 145 bytes"),
     (image(encoding="hsv9"), "encoding is 'hsv9'"),
     (image(encoding="8UC3"), "encoding is '8UC3'"),
     (image(encoding="32FC1"), "encoding is '32FC1'"),
