@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from rays_as_pixels_benchmarks import growth, real_clips, speed, training_curves
+from rays_as_pixels_benchmarks import growth, real_clips, soak, speed, training_curves
 
 from rays_as_pixels_model.config import preset
 from rays_as_pixels_model.joint import RaysAsPixels
@@ -89,3 +89,17 @@ def test_real_clips_are_estimated_and_put_on_one_sheet(tmp_path, monkeypatch, ca
     assert real_clips.main() == 0 and len(pictures) == 3
     assert "| clip2 | 1 | 1.0 | 2.0 | 30 | 0.5 | 10 |" in capsys.readouterr().out
     assert Image.open(tmp_path / "out" / "real_clips.png").size == (40, 20)
+
+
+def test_a_soak_tells_growth_from_a_warm_up_and_a_peak_above_the_bound():
+    flat, leak = [100.0] * 20 + [300.0] * 180, [300 + 0.05 * k for k in range(200)]
+    assert soak.grown(flat) == 0 and soak.grown(leak) == pytest.approx(0.05 * 160)
+
+    def found(readings, answered=1000, peak=310.0):
+        report = {"node": "trajectory_node", "count": 1000, "answered": answered, "peak_mib": peak}
+        return soak.problems({**report, "growth_mib": soak.grown(readings)})
+
+    assert found(flat) == []
+    assert "memory grew by 8.0 MiB" in found(leak)[0]
+    assert "only 500 of 1000" in found(flat, answered=500)[0]
+    assert "the peak is 900.0 MiB" in found(flat, peak=900.0)[0]
