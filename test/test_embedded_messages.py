@@ -161,3 +161,16 @@ def test_wire_self_test_passes_and_falls_back(ros_domain, monkeypatch, broken):
         assert bool(wire.through_python) is broken
     finally:
         participant.close()
+
+
+def test_checking_an_image_does_not_copy_its_bytes():
+    """What came over the wire stays DDS's memory until `data` is read."""
+    from sensor_msgs.msg import Image
+
+    from rays_as_pixels_ros import conversions
+
+    rgb = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    sent = serialize(conversions.rgb_to_image(rgb, 0, "camera"))
+    message = deserialize(sent, Image)
+    conversions.check_image(message)
+    assert np.shares_memory(conversions.image_to_rgb(message), np.frombuffer(sent, np.uint8))
