@@ -17,6 +17,7 @@ from scipy.stats import spearmanr
 from rays_as_pixels_model.geometry import Intrinsics, rotation_angle_deg
 from rays_as_pixels_model.pipeline import Pipeline
 from rays_as_pixels_training.data.procedural import ClipConfig
+from rays_as_pixels_training.data.views import cut_views
 from rays_as_pixels_training.data.windows import cut_windows
 from rays_as_pixels_training.held_out import clip_length
 from rays_as_pixels_training.validation import render_held_out
@@ -27,7 +28,7 @@ WEIGHTS, STEPS = (1.0, 1.5, 2.0, 3.0), (2, 8)
 def guidance(pipe: Pipeline, clips) -> None:
     """Print the PSNR of held-out views at each weight."""
     slots = np.arange(len(clips.frames))
-    views = cut_windows(clips, slots, np.random.default_rng(0), 2, scattered=True, augment=False, references=1)
+    views = cut_views(clips, slots, np.random.default_rng(0), pipe.config.views, 1, augment=False)
     source, target, rays = views.frames[:, :1], views.frames[:, 1], views.raxels()
 
     def psnr(x):

@@ -15,8 +15,8 @@ import numpy as np
 from .comparison import psnr, ssim
 from .engine import to_numpy
 from .geometry import GeometryError, Intrinsics, fit_frames, rotation_angle_deg
-from .raxels import make_raxels
 from .results import LoopReport, TrajectoryEstimate
+from .view_sources import view_sources
 
 if TYPE_CHECKING:
     from .pipeline import Pipeline
@@ -89,12 +89,10 @@ def _one(pipe: Pipeline, window: np.ndarray, intrinsics: Intrinsics, pose_steps:
     if estimate is None:
         estimate = pipe.estimate_trajectory(given, camera, pose_steps, seed=seed)
     T = estimate.T_reference_camera
-    views, (height, width) = len(T) - 1, given.shape[1:3]
-    raxels = make_raxels(T, camera, height // 2, width // 2)
-    pairs = np.stack([np.tile(raxels[:1], (views, 1, 1, 1)), raxels[1:]], axis=1)           # (V, 2, h, w, 3)
-    sources = np.tile(given[None, :1].astype(np.float32) * np.float32(2 / 255) - 1, (views, 1, 1, 1, 1))
-    model = pipe.model
-    made = pipe.render_batch(model.array(sources), model.array(pairs), view_steps, model.generator(seed))[:, 0]
+    views = [view_sources(pipe.config, given[:1], T[:1], camera, target) for target in T[1:]]
+    sources, raxels = (np.stack(part) for part in zip(*views, strict=True))          # (V, 1, H, W, 3), (V, 2, h, w, 3)
+    model, sources = pipe.model, sources.astype(np.float32) * np.float32(2 / 255) - 1
+    made = pipe.render_batch(model.array(sources), model.array(raxels), view_steps, model.generator(seed))[:, 0]
     rendered = ((to_numpy(made) + 1) * 127.5).round().astype(np.uint8)
     again = pipe.estimate_trajectory(np.concatenate([given[:1], rendered]), camera, pose_steps, seed=seed)
     return given, rendered, T, again.T_reference_camera

@@ -6,7 +6,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from .geometry import Intrinsics
+from .geometry import Intrinsics, pixel_rays
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
@@ -16,18 +16,23 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
     return 99.0 if mse == 0 else float(10 * np.log10(255**2 / mse))
 
 
-def rotation_warp(frame: np.ndarray, camera: Intrinsics, R_source_target: np.ndarray) -> np.ndarray:
+def rotation_warp(
+    frame: np.ndarray, camera: Intrinsics, R_source_target: np.ndarray, target: Intrinsics | None = None
+) -> np.ndarray:
     """Turn a source picture into the target's view as if all were infinitely far: the homography K R K^-1.
 
-    Pixels outside the source repeat its border.
+    Args:
+        frame: (H, W, 3) of any type; camera: its own; target: camera of the view (None: the same).
+
+    Returns:
+        (H, W, 3) of the target's size. Where the source shows nothing, also behind it, its border is repeated.
     """
+    rays = pixel_rays(target or camera) @ np.asarray(R_source_target).T  # (H, W, 3), in the source's frame
+    depth = np.maximum(rays[..., 2], 1e-6)  # at and behind the source's plane: far beyond its border, on the same side
     fx, fy, cx, cy = camera.to_opencv()
-    k = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1.0]])
-    homography = k @ R_source_target @ np.linalg.inv(k)  # target pixel -> source pixel
-    return cv2.warpPerspective(
-        frame, homography, (camera.width, camera.height),
-        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE,
-    )  # fmt: skip
+    far = 4.0 * max(camera.width, camera.height)
+    x, y = (np.clip(f * rays[..., i] / depth + c, -far, far) for i, f, c in ((0, fx, cx), (1, fy, cy)))
+    return cv2.remap(frame, x.astype(np.float32), y.astype(np.float32), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
 
 
 def ssim(a: np.ndarray, b: np.ndarray) -> float:

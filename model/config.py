@@ -46,6 +46,7 @@ def _check_transformer(config) -> None:
 ATTENTIONS = ("dsca", "joint")
 PROJECTIONS = ("separate", "shared")
 CAMERA_ENCODINGS = ("raxel", "pluecker")
+VIEWS = ("picture", "difference")
 
 
 def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
@@ -149,6 +150,8 @@ class ModelConfig:
         height, width: pixels of a frame; raxel images have half of each.
         camera_encoding: what of a camera passes through the codec: 'raxel' (d + o, 3 channels), or 'pluecker' (d and
             o x d, two images of 3 channels; the paper's ablation).
+        views: what is denoised of a single image: 'picture', itself, from sources as they were taken; or 'difference', its
+            latent minus the reference's, from sources turned into its orientation (`view_sources.py`).
     """
 
     preset: str
@@ -158,10 +161,12 @@ class ModelConfig:
     codec: CodecConfig | WanCodecConfig
     transformer: TransformerConfig | WanTransformerConfig
     camera_encoding: str = "raxel"
+    views: str = "picture"
 
     def __post_init__(self) -> None:
         _check_counts(self, "frames", "height", "width")
         _check_choice("camera_encoding", self.camera_encoding, CAMERA_ENCODINGS)
+        _check_choice("views", self.views, VIEWS)
         if isinstance(self.codec, WanCodecConfig) != isinstance(self.transformer, WanTransformerConfig):
             raise ConfigError("the Wan transformer goes with the Wan codec, and neither with another")
         step = 2 * self.codec.cell * self.transformer.patch
@@ -239,6 +244,7 @@ PRESETS: dict[str, ModelConfig] = {
         width=96,
         codec=CodecConfig(channels=48),
         transformer=TransformerConfig(width=128, depth=6, heads=4, ffn_width=256, embed_hidden=256),
+        views="difference",
     ),
     # 1,776 tokens a window (960 video, 816 ray): for a GPU
     "tiny": ModelConfig(
@@ -248,6 +254,7 @@ PRESETS: dict[str, ModelConfig] = {
         width=128,
         codec=CodecConfig(channels=48),
         transformer=TransformerConfig(width=256, depth=8, heads=4, ffn_width=768, patch=1),
+        views="difference",
     ),
     # 4,140 tokens a window (2,160 video, 1,980 ray), 141M parameters: for one large GPU
     "small": ModelConfig(
@@ -257,6 +264,7 @@ PRESETS: dict[str, ModelConfig] = {
         width=320,
         codec=CodecConfig(channels=48),
         transformer=TransformerConfig(width=640, depth=10, heads=10, ffn_width=1728),
+        views="difference",
     ),
     # Wan 2.1 text-to-video and a ray stream: 64,350 tokens a window (32,760 video, 31,590 ray)
     "wan-1.3b": ModelConfig(

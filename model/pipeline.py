@@ -33,6 +33,7 @@ from .memory import predict_memory
 from .raxels import fit_cameras, make_raxels, read_cameras, relative_covariance
 from .results import Imagined, LoopReport, RenderedVideo, RenderedViews, TrajectoryEstimate
 from .sampler import Cancelled, Schedule, Velocity, guided, sample
+from .view_sources import view_sources
 
 if TYPE_CHECKING:
     from .layout import Layout
@@ -174,7 +175,8 @@ class Pipeline:
         """Denoise the target frames that follow the sources, every frame an image of its own.
 
         Args:
-            sources: (B, S, H, W, 3) in [-1, 1]; raxels: (B, S + V, H/2, W/2, 3), targets last.
+            sources: (B, S, H, W, 3) in [-1, 1]; raxels: (B, S + V, H/2, W/2, 3), targets last. `view_sources` arranges
+                both.
             samples: posterior draws of each, k rows of the batch that follow each other.
             solver, shift: see `sampler.Schedule`; guidance: weight on the sources, see `sampler.guided`.
 
@@ -189,8 +191,10 @@ class Pipeline:
         clean_z = self._mask(batch, total, range(count))
         r = _repeat(self.model.encode_rays(raxels), samples)
         velocity = self._velocity(batch, reference, groups, clean_z, z, guidance, generator)
-        z, _ = sample(velocity, z, r, Schedule(steps, 0, solver, shift), clean_z, on_step=on_step)
-        return self.model.decode_frames(z[:, count:], groups[count:])
+        base = z[:, reference : reference + 1] if self.config.views == "difference" else 0.0
+        told = None if on_step is None else lambda step, total, z, r: on_step(step, total, z[:, count:] + base, r)
+        z, _ = sample(velocity, z, r, Schedule(steps, 0, solver, shift), clean_z, on_step=told)
+        return self.model.decode_frames(z[:, count:] + base, groups[count:])
 
     def render_views(self, source_frames: np.ndarray, T_world_source: np.ndarray, source_intrinsics: Intrinsics,
                      T_world_target: np.ndarray, target_intrinsics: Intrinsics | None = None, *,
@@ -235,11 +239,10 @@ class Pipeline:
             nearest = np.argsort(pose_distance(sources, target, metres_per_unit), kind="stable")[:_SOURCES_OF_A_VIEW]
             T = invert(sources[nearest[0]]) @ np.concatenate([sources[nearest], target[None]])
             T[:, :3, 3] /= metres_per_unit
-            raxels = [self._raxels(T[:-1], source_camera), self._raxels(T[-1:], target_camera)]
-            raxels = self.model.array(np.concatenate(raxels)[None])
+            pictures, raxels = view_sources(self.config, fitted[nearest], T[:-1], source_camera, T[-1], target_camera)
             report = self._reporter(on_step, number * steps, total)
-            frame = self.render_batch(self._to_array(fitted[nearest])[None], raxels, steps, generator, on_step=report,
-                                      samples=samples, solver=solver, shift=shift, guidance=guidance)
+            frame = self.render_batch(self._to_array(pictures)[None], self.model.array(raxels[None]), steps, generator,
+                                      on_step=report, samples=samples, solver=solver, shift=shift, guidance=guidance)
             views.append(to_uint8(frame[:, 0]))                                            # (samples, H, W, 3)
             if on_view is not None:
                 on_view(number, views[-1][0], target_camera)

@@ -22,6 +22,7 @@ from .layout import Layout
 from .raxels import make_raxels
 from .results import RenderedVideo
 from .sampler import Schedule, sample
+from .view_sources import reference_latents
 
 if TYPE_CHECKING:
     from .pipeline import OnStep, Pipeline
@@ -78,7 +79,15 @@ def denoise_sequence(
     there = layout.latent_exists()
     clean = is_source if there is None else is_source | ~there
     velocity = pipe._velocity(batch, np.repeat(reference, samples), layout, is_source, z, guidance, generator)
-    z, _ = sample(velocity, z, r, schedule, clean, on_step=on_step)
+
+    def pictures(z: Tensor) -> Tensor:
+        if pipe.config.views == "picture":
+            return z
+        return z + reference_latents(z, np.repeat(reference, samples), layout, ~clean)
+
+    told = None if on_step is None else lambda step, total, z, r: on_step(step, total, pictures(z), r)
+    z, _ = sample(velocity, z, r, schedule, clean, on_step=told)
+    z = pictures(z)
     return keep_existing(layout.exists, pipe.model.decode_frames(z, layout))
 
 

@@ -13,10 +13,11 @@ import torch
 
 from rays_as_pixels_model.geometry import invert, rotation_angle_deg
 from rays_as_pixels_model.pipeline import Pipeline, pose_distance
+from rays_as_pixels_model.view_sources import view_sources
 
 from . import perceptual
 from .baselines import rotation_warp
-from .eval_pose import BATCH, STEPS, default_steps, estimate_paths, window_raxels
+from .eval_pose import BATCH, STEPS, default_steps, estimate_paths
 from .eval_windows import VIEW_CASES, EvalWindow, ViewCase
 from .metrics import camera_errors, psnr, ssim
 from .perceptual import Weights
@@ -96,9 +97,10 @@ def _render(pipe: Pipeline, sources: np.ndarray, cameras: np.ndarray, intrinsics
     generator, out = torch.Generator().manual_seed(seed), []
     for start in range(0, len(sources), BATCH):
         part = slice(start, start + BATCH)
-        given = torch.from_numpy(sources[part]).to(pipe.device).float() * (2 / 255) - 1
-        raxels = window_raxels(pipe, torch.from_numpy(cameras[part]).float(), intrinsics[part])
-        views = pipe.render_batch(given, raxels, steps, generator)[:, 0]
+        rows = zip(sources[part], cameras[part], intrinsics[part], strict=True)
+        arranged = [view_sources(pipe.config, frames, T[:-1], k, T[-1]) for frames, T, k in rows]
+        given, raxels = (torch.from_numpy(np.stack(x)).to(pipe.device) for x in zip(*arranged, strict=True))
+        views = pipe.render_batch(given.float() * (2 / 255) - 1, raxels, steps, generator)[:, 0]
         out.append(((views.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu().numpy())
     return np.concatenate(out)
 

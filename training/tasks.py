@@ -21,9 +21,11 @@ from torch import Tensor
 from rays_as_pixels_model.joint import RaysAsPixels
 from rays_as_pixels_model.layout import Layout
 from rays_as_pixels_model.schedule import add_noise, draw_times
+from rays_as_pixels_model.view_sources import reference_latents
 
 from .config import TrainConfig
 from .data.mixed import cut_mixed
+from .data.views import cut_views
 from .data.windows import WindowBatch, cut_windows
 
 TASKS = ("pose", "views", "joint")
@@ -81,6 +83,12 @@ def _draw_part(task: str, clips, slots: np.ndarray, rng: np.random.Generator, co
         return TaskBatch(task, windows, layout, torch.where(is_source | ~exists, 1.0, times),
                          torch.ones(b, layout.frames))  # fmt: skip
     if task == "views":
+        if model_config.views == "difference":  # one view, as it is rendered; as many sources in the whole part
+            sources = int(rng.integers(1, config.view_frames))
+            windows = cut_views(clips, slots, rng, model_config.views, sources)
+            times = draw_times(b, generator)[:, None]
+            ones = torch.ones(b, sources + 1)
+            return TaskBatch(task, windows, Layout((1,) * (sources + 1)), torch.cat([ones[:, 1:], times], 1), ones)
         layout = Layout((1,) * config.view_frames)
         sources = rng.integers(1, config.view_frames, b)  # the first 1 .. T - 1 frames are sources
         windows = cut_windows(clips, slots, rng, config.view_frames, scattered=True, references=1)
@@ -112,6 +120,8 @@ def noised(
         z1, r1 = batch.windows.encoded()
     else:
         z1, r1 = model.encode_frames(batch.windows.frames, batch.layout), model.encode_rays(batch.windows.raxels())
+    if model.config.views == "difference" and batch.task in ("views", "mixed"):
+        z1 = z1 - reference_latents(z1, batch.windows.reference, batch.layout, batch.t_z < 1)
     z0, r0 = (torch.randn(x.shape, generator=generator, device=x.device) for x in (z1, r1))
     return (add_noise(z1, z0, batch.t_z), add_noise(r1, r0, batch.t_r)), (z1 - z0, r1 - r0)
 

@@ -27,6 +27,7 @@ from rays_as_pixels_model.raxels import read_cameras
 from .config import LEAST_CLIPS
 from .data.procedural import ClipConfig
 from .data.source import ClipArrays
+from .data.views import cut_views
 from .data.windows import WindowBatch, cut_windows
 from .held_out import held_out_clips
 from .metrics import last_against_first, pose_errors
@@ -90,7 +91,7 @@ def estimate(model: RaysAsPixels, clips: ClipArrays, device: torch.device) -> Es
     length = model.config.frames
     longest = (clips.frames.shape[1] - 1) // (length - 1)
     pose = cut_windows(clips, slots, rng, length, augment=False, max_stride=min(_STRIDE, longest), references=1)
-    views = cut_windows(clips, slots, rng, 2, scattered=True, augment=False, references=1)
+    views = cut_views(clips, slots, rng, model.config.views, 1, augment=False)
     generator, raxels, targets = torch.Generator().manual_seed(0), [], []
     known, rays = pose.raxels()[:, 0], views.raxels()
     for start in range(0, len(slots), _BATCH):
