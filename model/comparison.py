@@ -32,7 +32,8 @@ def rotation_warp(
     fx, fy, cx, cy = camera.to_opencv()
     far = 4.0 * max(camera.width, camera.height)
     x, y = (np.clip(f * rays[..., i] / depth + c, -far, far) for i, f, c in ((0, fx, cx), (1, fy, cy)))
-    return cv2.remap(frame, x.astype(np.float32), y.astype(np.float32), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    x, y = x.astype(np.float32), y.astype(np.float32)
+    return cv2.remap(frame, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
 
 
 def ssim(a: np.ndarray, b: np.ndarray) -> float:

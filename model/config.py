@@ -150,8 +150,8 @@ class ModelConfig:
         height, width: pixels of a frame; raxel images have half of each.
         camera_encoding: what of a camera passes through the codec: 'raxel' (d + o, 3 channels), or 'pluecker' (d and
             o x d, two images of 3 channels; the paper's ablation).
-        views: what is denoised of a single image: 'picture', itself, from sources as they were taken; or 'difference', its
-            latent minus the reference's, from sources turned into its orientation (`view_sources.py`).
+        views: what is denoised of a single image: 'picture', itself, from sources as they were taken; or 'difference',
+            its latent minus the reference's, from sources turned into its orientation (`view_sources.py`).
     """
 
     preset: str

@@ -44,7 +44,8 @@ def view_sources(config: ModelConfig, frames: np.ndarray, T_source: np.ndarray, 
         frames, T = turn_sources(frames, T, source_camera, target_camera)
         return frames, make_raxels(T, target_camera, *size)
     T = invert(T[0]) @ T
-    return frames, np.concatenate([make_raxels(T[:-1], source_camera, *size), make_raxels(T[-1:], target_camera, *size)])
+    raxels = [make_raxels(T[:-1], source_camera, *size), make_raxels(T[-1:], target_camera, *size)]
+    return frames, np.concatenate(raxels)
 
 
 def turn_sources(frames: np.ndarray, T: np.ndarray, source_camera: Intrinsics, target_camera: Intrinsics

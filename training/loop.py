@@ -30,6 +30,7 @@ from .cli_config import differences
 from .config import RunConfig, TrainConfig
 from .data.procedural import ClipConfig
 from .data.source import ClipArrays, ClipSource
+from .data.views import LATENT_VIEWS
 from .data.windows import windows_in_parts
 from .distributed import Processes
 from .feed import Drawn, Feed
@@ -102,6 +103,8 @@ class Trainer:
                 f"clips are {self.source.height}x{self.source.width}, but preset {config.preset!r} takes "
                 f"{shape.height}x{shape.width}"
             )
+        if shape.views == "difference" and config.tasks[1] > 0 and hasattr(self.source, "check_codec"):
+            raise ValueError(LATENT_VIEWS)
         longest = max(shape.frames if config.tasks[0] + config.tasks[2] > 0 else 0, config.view_frames)
         if config.mixed:
             longest = max(longest, shape.frames, config.mixed_images)

@@ -7,7 +7,6 @@ Axes: B batch, S sources, the nearest first, H W pixels.
 from __future__ import annotations
 
 import numpy as np
-import torch
 
 from rays_as_pixels_model.geometry import Intrinsics
 from rays_as_pixels_model.pipeline import pose_distance
@@ -15,6 +14,11 @@ from rays_as_pixels_model.view_sources import turn_sources
 
 from .posed import DatasetError
 from .windows import WindowBatch, cut_frames, cut_windows
+
+LATENT_VIEWS = (
+    "views of this model are learnt from pictures, and the clips are latents: cache frames (--store frames), or leave "
+    "views out (--tasks 0.9,0,0.1)"
+)
 
 
 def cut_views(
@@ -37,10 +41,7 @@ def cut_views(
     if views == "picture":
         return cut_windows(pool, slots, rng, sources + 1, scattered=True, augment=augment, references=1)
     if hasattr(pool, "cut"):
-        raise DatasetError(
-            "views of this model are learnt from pictures, and these clips are latents: cache frames (--store frames), "
-            "or leave views out (--tasks 0.9,0,0.1)"
-        )
+        raise DatasetError(LATENT_VIEWS)
     count, total = len(slots), pool.frames.shape[1]
     index = np.argsort(rng.random((count, total)), axis=1)[:, : sources + 1]  # (B, S + 1)
     poses, scales = np.asarray(pool.poses)[slots[:, None], index], np.asarray(pool.scales)[slots, index[:, -1]]
