@@ -158,7 +158,7 @@ def test_a_grown_pool_gives_the_batches_that_it_gave_before(tmp_path, pool):
     """The slots that a killed run had seen are seen again, though more are filled by then."""
     growing = ClipPool(tmp_path / "pool", pool.config, 6)
     growing.filled[:3] = 1
-    source = PoolSource(growing, tmp_path / "seen.jsonl")
+    source = PoolSource(growing, journal=tmp_path / "seen.jsonl")
     drawn, state = [], None
     for step in range(250):
         growing.filled[: 3 + step // 90] = 1
@@ -167,7 +167,7 @@ def test_a_grown_pool_gives_the_batches_that_it_gave_before(tmp_path, pool):
             state = json.loads(json.dumps(source.state()))
     (tmp_path / "seen.jsonl").open("a").write('{"taken": 300, "se')  # a kill in the middle of a line
     growing.filled[:] = 1
-    again = PoolSource(growing, tmp_path / "seen.jsonl")
+    again = PoolSource(growing, journal=tmp_path / "seen.jsonl")
     again.restore(state)
     assert [again.take(4, np.random.default_rng(step))[1].tolist() for step in range(121, 250)] == drawn[121:]
     assert max(map(max, drawn[:100])) == 2 < max(map(max, drawn[200:])), "the pool did grow meanwhile"

@@ -91,7 +91,7 @@ class AblationConfig:
     def run_config(self, out: Path) -> RunConfig:
         """Return where one run lies."""
         shared = {k: getattr(self, k) for k in ("textures", "workers", "device", "compile")}
-        return RunConfig(out, pool=self.pool or self.out / "clips", eval_every=0, pictures_every=0, **shared)
+        return RunConfig(out, pool=(self.pool or self.out / "clips",), eval_every=0, pictures_every=0, **shared)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -145,7 +145,7 @@ def _run(config: AblationConfig, interrupted: threading.Event) -> dict[str, list
     pool = ClipPool(folder, None if (folder / "pool.json").exists() else clip, config.slots)
     config = replace(config, slots=pool.slots)
     run = config.run_config(config.out)
-    workers = start_workers(run, pool) if len(pool.ready()) < pool.slots else []
+    workers = start_workers(run, [pool]) if len(pool.ready()) < pool.slots else []
     try:
         wait_for_clips(pool, config.train_config("full", 0, config.steps), workers, interrupted, console)
     finally:
@@ -213,7 +213,7 @@ def _one(
         if changed := differences(stored["asked"], asked):
             raise ValueError(f"{done} was made with other settings ({', '.join(changed)}); name another --out")
         return stored["result"]
-    trainer = Trainer(train, config.run_config(out), PoolSource(pool, out / "clips_seen.jsonl"), processes)
+    trainer = Trainer(train, config.run_config(out), PoolSource(pool, journal=out / "clips_seen.jsonl"), processes)
     console.print(f"{row}, seed {seed}: training from step {trainer.step} to {steps}")
     trainer.write_config()
     if not trainer.run(stop=interrupted.is_set):

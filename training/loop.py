@@ -74,7 +74,7 @@ class Trainer:
         if not past and (self.out / "last.safetensors").exists():
             raise ValueError(f"{self.out} holds a run of an older version; use another --out with --init")
         if facts is not None:
-            self._compare(past[-1], facts["config"])
+            self._compare(past[-1], facts)
         torch.manual_seed(config.seed)
         self.learner = Learner(
             self.config,
@@ -126,16 +126,17 @@ class Trainer:
         if self.processes.first and old.is_dir() and not (self.out / "best").exists():
             os.replace(old, self.out / "best")
 
-    def _compare(self, state: Path, stored: dict) -> None:
-        """Say what differs from the stored config; refuse what the state cannot go on with."""
-        given = self.config.to_dict()
+    def _compare(self, state: Path, facts: dict) -> None:
+        """Say what differs from the stored config and data; refuse what the state cannot go on with."""
+        stored, given = facts["config"], self.config.to_dict()
         fixed = [d for d in differences({k: stored[k] for k in _FIXED if k in stored}, given)]
         if fixed:
             raise ValueError(
                 f"{self.out} holds a run with another {fixed[0]}; give its own settings (OUT/config.yaml), or "
                 "another --out with --init"
             )
-        if changed := differences(stored, given):
+        before = {"data": facts["data"]} if "data" in facts else {}
+        if changed := differences(stored | before, given | {"data": self.source.contents}):
             self.say(f"continuing from {state.name} with changed settings: {', '.join(changed)}")
 
     def _shape(self, config: TrainConfig, facts: dict | None) -> ModelConfig:
@@ -290,6 +291,7 @@ class Trainer:
             "ray_weights": [w.tolist() for w in self.learner.ray_weights],
             "best": self.best,
             "source": self._source_state,
+            "data": self.source.contents,
             "config": self.config.to_dict(),
             "model": self.learner.model.config.to_dict(),
         }
@@ -303,6 +305,7 @@ class Trainer:
             "windows_seen": self.windows_seen,
             "seconds": round(self.seconds),
             **({"evaluation": self.best} if self.best.get("step") == self.step else {}),
+            "data": self.source.contents,
             **self.config.to_dict(),
         }
         whole = self._whole(self.learner.ema.model)

@@ -53,6 +53,11 @@ class ShardSource:
         """What the shards hold, as shards.json states it."""
         return dict(self._about)
 
+    @property
+    def contents(self) -> str:
+        """How many clips of which shards these are."""
+        return f"{self.clips} clips of shards {self._identity}"
+
     def take(self, count: int, rng: np.random.Generator):
         """Return (ClipArrays of the next `count` clips, their indices 0, 1, ...); `rng` is not used."""
         return self.arrays([self._next() for _ in range(count)]), np.arange(count)
