@@ -378,7 +378,7 @@ def test_the_ablation_table_says_mean_spread_and_order():
 
 @pytest.mark.slow
 def test_an_ablation_trains_each_row_once_at_equal_compute(tmp_path, pool, capsys, monkeypatch):
-    monkeypatch.setattr("rays_as_pixels_training.loop.fit_codec", lambda model, source: fit_codec(model, source, 16))
+    monkeypatch.setattr("rays_as_pixels_training.loop.fit_codec", lambda m, source, **_: fit_codec(m, source, 16))
     folder = os.path.dirname(pool.frames.filename)
     arguments = ["--out", str(tmp_path), "--pool", folder, "--steps", "4", "--seeds", "1", "--batch", "2"]
     arguments += ["--windows", "2"]

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from rays_as_pixels_model.checkpoint import CheckpointError, load_checkpoint, read_config, save_checkpoint
-from rays_as_pixels_model.config import ModelConfig
+from rays_as_pixels_model.config import ModelConfig, WanTransformerConfig
 from rays_as_pixels_model.joint import RaysAsPixels
 from rays_as_pixels_model.media import write_png, write_text
 
@@ -163,8 +163,8 @@ class Trainer:
             model = load_checkpoint(self.run_config.init).float().train()  # a file may hold bfloat16
         else:
             model = RaysAsPixels(shape)
-            if fresh and not latents:
-                fit_codec(model, self.source)
+        if fresh and not latents and not model.normaliser.rays_fitted:  # new, or imported from Wan
+            fit_codec(model, self.source, device=self.processes.device)
         if fresh and latents:
             self.source.check_codec(model)
         return model
@@ -179,8 +179,10 @@ class Trainer:
     def _measure_ray_weights(self) -> None:
         """Measure the weights of the ray channels once, on windows of the source; the state keeps them."""
         model, device, rng = self.learner.model, self.learner.device, np.random.default_rng([self.config.seed, 0, 0])
-        parts = windows_in_parts(self.source, 256, rng, model.config.frames, max_stride=self.config.max_stride)
-        rng.integers(1 << 62)  # what `draw_step` draws here: the windows are those of a batch of 256 at step 0
+        wan = isinstance(model.config.transformer, WanTransformerConfig)  # every raxel image passes its VAE
+        count = max(1280 // model.config.frames, 16) if wan else 256
+        parts = windows_in_parts(self.source, count, rng, model.config.frames, max_stride=self.config.max_stride)
+        rng.integers(1 << 62)  # what `draw_step` draws here: the windows are those of a batch of `count` at step 0
 
         def rays(windows) -> tuple[torch.Tensor, torch.Tensor]:
             encoded = hasattr(windows, "encoded")
