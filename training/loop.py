@@ -68,6 +68,7 @@ class Trainer:
         self.config = self._with_precision(config, facts).settled(parameters, self.processes.count)
         self.step, self.windows_seen, self.seconds = 0, 0, 0.0
         self.best: dict = {}
+        self._recent: dict = {}
         self._source_state = at_start = source.state()
         self._held_out: ClipArrays | None = None
         self._recover()
@@ -172,6 +173,7 @@ class Trainer:
     def _restore(self, facts: dict) -> None:
         self.step, self.windows_seen, self.seconds = facts["step"], facts["windows_seen"], facts["seconds"]
         self.best, self._source_state = facts["best"], facts["source"]
+        self._recent = facts.get("recent", {})
         self.learner.usual_loss = facts["usual_loss"]
         self.learner.ray_weights = tuple(torch.tensor(w, device=self.learner.device) for w in facts["ray_weights"])
         self.source.restore(self._source_state)
@@ -207,7 +209,7 @@ class Trainer:
             FloatingPointError: loss or gradient is not finite; nothing of that step is kept.
         """
         run = self.run_config
-        records = Records(self.out, self.step, self.processes.first, run.tensorboard)
+        records = Records(self.out, self.step, self.processes.first, run.tensorboard, self._recent)
         if records.note:
             self.say(records.note)
         feed = Feed(self._draw, self.step, self.config.steps, run.prefetch)
@@ -222,6 +224,7 @@ class Trainer:
                 self.windows_seen += self.config.batch
                 self.seconds += time.perf_counter() - start
                 records.add(update)
+                self._recent = records.recent
                 if self.step % run.log_every == 0:
                     on_log(records.line(self._facts_of(update, drawn)))
                 self._look_at(records)
@@ -292,6 +295,7 @@ class Trainer:
             "usual_loss": self.learner.usual_loss,
             "ray_weights": [w.tolist() for w in self.learner.ray_weights],
             "best": self.best,
+            "recent": {name: list(values) for name, values in self._recent.items()},
             "source": self._source_state,
             "data": self.source.contents,
             "config": self.config.to_dict(),
