@@ -152,6 +152,11 @@ class LatentNormaliser(nn.Module):
                             "ray_deviation_scale": ray_channels}.items():
             self.register_buffer(name, torch.ones(count))
 
+    @property
+    def rays_fitted(self) -> bool:
+        """Whether it holds statistics of ray latents; an imported Wan model has none yet."""
+        return bool(self.ray_shift.any())
+
     @torch.no_grad()
     def fit_frames(self, image: tuple[Tensor, Tensor], video: tuple[Tensor, Tensor], power: float = 0.5) -> None:
         """Set the statistics of video latents from the mean and the standard deviation (C,) of both kinds."""

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where clips come from: workers that share a pool, scenes that are refused, windows cut in parts, too few clips."""
 
+import json
+import re
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +27,8 @@ from rays_as_pixels_training.data.source import PoolSource
 from rays_as_pixels_training.fit_codec import fit_codec
 from rays_as_pixels_training.held_out import held_out_clips
 from rays_as_pixels_training.loop import Trainer
+from rays_as_pixels_training.state import read_facts
+from rays_as_pixels_training.tasks import draw_step
 from rays_as_pixels_training.validation import read_held_out
 
 SMALL = ClipConfig(frames=3, height=16, width=24)
@@ -103,6 +107,89 @@ def test_only_scenes_without_room_are_passed_over_and_not_for_ever(tmp_path, dra
     assert procedural.main([str(tmp_path / "pool"), "--limit", "1"]) == 1
     error = capsys.readouterr().err
     assert error.strip().endswith("error: cannot read the texture 'x.png'") and "Traceback" not in error
+
+
+def _cut_into(tmp_path, pool, *scenes) -> list[ClipPool]:
+    """Put the clips of a pool into several, as evenly as it goes, said to be of some scenes."""
+    parts = []
+    for rows, kind in zip(np.array_split(np.arange(pool.slots), len(scenes)), scenes, strict=True):
+        part = ClipPool(tmp_path / f"{len(parts)}_{kind}", replace(pool.config, scenes=kind), len(rows))
+        for name in ("frames", "poses", "intrinsics", "scales", "inverse_depth", "filled"):
+            getattr(part, name)[:] = getattr(pool, name)[rows]
+        parts.append(part)
+    return parts
+
+
+@pytest.mark.parametrize("task", ["pose", "views", "joint", "mixed"])
+def test_several_pools_give_the_batches_of_one_that_holds_all_their_clips(tmp_path, pool, task):
+    shares = {"pose": (1.0, 0, 0), "views": (0, 1.0, 0), "joint": (0, 0, 1.0), "mixed": (1.0, 0, 0)}
+    config = TrainConfig(batch=16, tasks=shares[task], mixed=float(task == "mixed"))
+    pools = _cut_into(tmp_path, pool, "plain", "varied", "lights")
+    assert [p.slots for p in pools] == [2, 2, 2]
+    one, several = PoolSource(pool), PoolSource(*pools)
+    for step in range(2):
+        a, b = (draw_step(source, config, preset("micro"), step)[0] for source in (one, several))
+        assert a.task == task and torch.equal(a.t_z, b.t_z)
+        for name in vars(a.windows):
+            assert torch.equal(getattr(a.windows, name), getattr(b.windows, name)), name
+    assert several.contents == "2 clips of plain scenes + 2 clips of varied scenes + 2 clips of lights scenes"
+
+
+def test_several_growing_pools_are_resumed_exactly_and_other_pools_afresh(tmp_path, pool):
+    pools, journal = _cut_into(tmp_path, pool, "plain", "varied"), tmp_path / "seen.jsonl"
+    for part in pools:
+        part.filled[1:] = 0
+
+    def seen(source, steps):
+        return [source.take(6, np.random.default_rng(s))[0].poses[:, 0, 0, 3].tolist() for s in steps]
+
+    source = PoolSource(*pools, journal=journal)
+    drawn = seen(source, range(90))
+    state = source.state()
+    pools[1].filled[1] = 1
+    drawn += seen(source, range(90, 150))
+    assert {len({x for row in rows for x in row}) for rows in (drawn[:90], drawn[110:])} == {2, 3}
+    for part in pools:
+        part.filled[:] = 1
+    again = PoolSource(*pools, journal=journal)
+    again.restore(state)
+    assert seen(again, range(90, 150)) == drawn[90:]
+    other = PoolSource(pool, journal=journal)  # as many slots, but not in the same pools
+    other.restore(state)
+    other.take(1, np.random.default_rng(0))
+    assert other.clips == 6, "what was seen of other pools says nothing about this one"
+
+
+@pytest.mark.slow
+def test_a_run_on_several_pools_is_written_down(tmp_path, pool, capsys):
+    pools = _cut_into(tmp_path / "pools", pool, "plain", "varied")
+    folders = [str(tmp_path / "pools" / name) for name in ("0_plain", "1_varied")]
+    arguments = ["--out", str(tmp_path / "run"), "--min-clips", "6", "--batch", "2", "--steps", "1", "--pool", *folders]
+    arguments += ["--init", str(default_checkpoint()), "--precision", "float32", "--no-tensorboard"]
+    ways = {
+        ("--scenes", "lights"): "0_plain holds clips of plain scenes, .*1_varied holds clips of varied scenes, not of "
+        "lights: give --scenes, --difficulty and --ramp of one of them",
+        ("--scenes", "varied", "--difficulty", "0.5"): "not of varied@0.5",
+        ("--renew",): "renew replaces the clips of one pool, got 2",
+        ("--pool", folders[0], str(tmp_path / "none")): "none holds no clips, and several pools take them rendered",
+    }
+    for more, words in ways.items():
+        assert train.main([*arguments, *more]) == 2
+        error = capsys.readouterr().err
+        assert re.search(words, error) and len(error.splitlines()) == 1, error
+    checkpoint = tmp_path / "checkpoint"
+    assert train.main([*arguments, "--scenes", "varied", "--workers", "2", "--export", str(checkpoint)]) == 0
+    said = capsys.readouterr().err
+    contents = PoolSource(*pools).contents
+    assert "not used: --workers 2; nothing is rendered into several pools" in said
+    assert f"trained on {contents}; evaluations are on held-out varied scenes" in said
+    assert read_facts(tmp_path / "run" / "states" / "00000001")["data"] == contents
+    assert json.loads((checkpoint / "config.json").read_text())["training"]["data"] == contents
+    assert contents in (checkpoint / "README.md").read_text()
+    assert train.main(["--config", str(tmp_path / "run" / "config.yaml")]) == 0
+    assert "changed settings" not in capsys.readouterr().err, "the file holds the pools too"
+    assert train.main([*arguments, "--pool", folders[0], "--min-clips", "3"]) == 0
+    assert f"data {contents} -> 3 clips of plain scenes" in " ".join(capsys.readouterr().err.split())
 
 
 def _fitted(source):

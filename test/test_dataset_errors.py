@@ -157,6 +157,26 @@ def test_options_of_the_command_line():
             parse_options([text])
 
 
+@pytest.mark.parametrize(
+    "kind, option, value, message",
+    [
+        ("nerfstudio", "fps", "fast", "option fps takes a number, got 'fast'"),
+        ("nerfstudio", "fps", True, "option fps takes a number, got True"),
+        ("nerfstudio", "images", 4, r"frame \d: names .*4/\d+\.png, which does not exist"),
+        ("tum", "intrinsics", 500, "expected 4 numbers 'fx fy cx cy', got 1"),
+        ("tum", "depth_factor", 0, "depth_factor must be positive, got 0"),
+        ("tum", "depth", "no", "option depth takes true or false, got 'no'"),
+        ("procedural", "clips", 1.5, "option clips takes a whole number, got 1.5"),
+        ("procedural", "scenes", 3, "scenes must be plain"),
+        ("procedural", "textures", "/none", "no jpg or png image below '/none'"),
+    ],
+)
+def test_options_of_another_type_are_one_line(tmp_path, kind, option, value, message):
+    if kind != "procedural":
+        {"nerfstudio": write_nerfstudio, "tum": write_tum}[kind](tmp_path)
+    fails("procedural" if kind == "procedural" else tmp_path, message, **{option: value})
+
+
 def test_a_stated_lens_without_distortion_leaves_images_alone():
     lens = stated_lens("x", stated(), "", (240, 160))
     assert lens.intrinsics == INTRINSICS

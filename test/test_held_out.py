@@ -3,6 +3,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -186,6 +187,18 @@ def test_windows_of_a_video_meet_end_to_end_and_chain_to_its_path(pipe, posed_fo
     assert rotation_angle_deg(estimate[-1, :3, :3]) == 0
     few = evaluate.make_windows(evaluate.make_parser().parse_args(["--suite", str(folder), "--windows", "1"]), pipe)
     assert len(few) == 1 and whole_clips(few) == {}
+
+
+def test_clips_of_one_name_stay_apart_and_windows_is_an_upper_limit(pipe, posed_folder, tmp_path):
+    folder, _ = posed_folder
+    others = [tmp_path / name / folder.name for name in "ab"]
+    for other in others:
+        shutil.copytree(folder, other)
+    arguments = ["--suite", *map(str, others)]
+    windows = evaluate.make_windows(evaluate.make_parser().parse_args(arguments), pipe)
+    assert whole_clips(windows) == {f"{others[0]}: clip": [0, 1], f"{others[1]}: clip": [2, 3]}
+    few = evaluate.make_windows(evaluate.make_parser().parse_args([*arguments, "--windows", "1"]), pipe)
+    assert len(few) == 1, "fewer windows than videos"
 
 
 def test_frames_of_several_cameras_are_judged_as_one(pipe):

@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +30,7 @@ from rays_as_pixels_training.fit_codec import fit_codec
 from rays_as_pixels_training.loop import Trainer
 from rays_as_pixels_training.memory import count_memory
 from rays_as_pixels_training.optimizer import clip_gradients, modality
-from rays_as_pixels_training.state import save_state, states
+from rays_as_pixels_training.state import read_facts, save_state, states
 from rays_as_pixels_training.tasks import draw_step
 from rays_as_pixels_training.train import main
 
@@ -100,6 +100,38 @@ def test_the_written_config_is_the_run_again(trainer, tmp_path):
     assert first.config.lr == 2e-3 and first.config.parts == 1, "automatic values are settled"
 
 
+def test_every_setting_can_be_given_both_ways_and_is_kept(tmp_path):
+    """Each field at a value that is not its default: on the command line, in YAML, and as the run writes it."""
+    other = {"optimizer": "adamw", "schedule": "cosine", "attention": "joint", "camera_encoding": "pluecker"}
+    other |= {"precision": "float32", "preset": "tiny", "scenes": "varied", "device": "cuda:1", "textures": "photos"}
+    other |= {"tasks": [0.5, 0.25, 0.25], "pool": ["a", "b"], "batch": 8, "parts": 4, "lr": 0.25, "decay": 0.5}
+    other |= {"data": "d", "eval_data": "e", "renew": False}  # renew is refused beside data and several pools
+    values = {}
+    for f in (*fields(TrainConfig), *fields(RunConfig)):
+        if isinstance(f.default, bool):
+            values[f.name] = other.get(f.name, not f.default)
+        elif isinstance(f.default, int | float):
+            values[f.name] = other.get(f.name, f.default + 1 if isinstance(f.default, int) else f.default / 2 + 0.125)
+        else:
+            values[f.name] = other.get(f.name, f"some_{f.name}")
+        assert values[f.name] != f.default or f.name == "renew", f.name
+    words = []
+    for name, value in values.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        elif name == "tasks":
+            words += ["--tasks", ",".join(map(str, value))]
+        else:
+            words += [f"--{flag}", *map(str, value if isinstance(value, list) else [value])]
+    file = tmp_path / "run.yaml"
+    file.write_text(json.dumps(values))  # JSON is YAML
+    typed, read = parse(Settings, words, "p", "d"), parse(Settings, ["--config", str(file)], "p", "d")
+    assert typed == read
+    assert {**typed.train.to_dict(), **typed.run.to_dict()} == {**values, "tasks": (0.5, 0.25, 0.25)}
+    assert parse(Settings, ["--out", "x", "--pool", "a", "--renew"], "p", "d").run.renew
+
+
 def test_automatic_choices_follow_size_and_processes():
     config = TrainConfig(batch=8)
     assert config.settled(10**6).optimizer == "muon" and config.settled(10**6, 2).optimizer == "adamw"
@@ -158,7 +190,7 @@ def test_a_grown_pool_gives_the_batches_that_it_gave_before(tmp_path, pool):
     """The slots that a killed run had seen are seen again, though more are filled by then."""
     growing = ClipPool(tmp_path / "pool", pool.config, 6)
     growing.filled[:3] = 1
-    source = PoolSource(growing, tmp_path / "seen.jsonl")
+    source = PoolSource(growing, journal=tmp_path / "seen.jsonl")
     drawn, state = [], None
     for step in range(250):
         growing.filled[: 3 + step // 90] = 1
@@ -167,7 +199,7 @@ def test_a_grown_pool_gives_the_batches_that_it_gave_before(tmp_path, pool):
             state = json.loads(json.dumps(source.state()))
     (tmp_path / "seen.jsonl").open("a").write('{"taken": 300, "se')  # a kill in the middle of a line
     growing.filled[:] = 1
-    again = PoolSource(growing, tmp_path / "seen.jsonl")
+    again = PoolSource(growing, journal=tmp_path / "seen.jsonl")
     again.restore(state)
     assert [again.take(4, np.random.default_rng(step))[1].tolist() for step in range(121, 250)] == drawn[121:]
     assert max(map(max, drawn[:100])) == 2 < max(map(max, drawn[200:])), "the pool did grow meanwhile"
@@ -327,7 +359,8 @@ def test_a_run_killed_in_mid_save_and_in_mid_line_gives_the_same_losses(tmp_path
     assert main(broken) == 0
     a, b = log_of(tmp_path / "a"), log_of(tmp_path / "b")
     assert list(a) == list(b) == list(range(1, 11))
-    assert [b[i]["loss"] for i in b] == [a[i]["loss"] for i in a]
+    told = [[{k: v for k, v in line.items() if k != "seconds"} for line in log.values()] for log in (a, b)]
+    assert told[0] == told[1], "also the means over the steps before the kill"
     assert not list((tmp_path / "b" / "states").glob(".*")), "what the kill left is cleaned up"
     assert "textures" in (tmp_path / "ck" / "README.md").read_text().lower()
 
@@ -378,7 +411,9 @@ def test_the_ablation_table_says_mean_spread_and_order():
 
 @pytest.mark.slow
 def test_an_ablation_trains_each_row_once_at_equal_compute(tmp_path, pool, capsys, monkeypatch):
-    monkeypatch.setattr("rays_as_pixels_training.loop.fit_codec", lambda model, source: fit_codec(model, source, 16))
+    monkeypatch.setattr("rays_as_pixels_training.loop.fit_codec", lambda m, source, **_: fit_codec(m, source, 16))
+    timings = iter([False])
+    monkeypatch.setattr("rays_as_pixels_training.learner.bf16_pays", lambda device: next(timings))
     folder = os.path.dirname(pool.frames.filename)
     arguments = ["--out", str(tmp_path), "--pool", folder, "--steps", "4", "--seeds", "1", "--batch", "2"]
     arguments += ["--windows", "2"]
@@ -389,6 +424,8 @@ def test_an_ablation_trains_each_row_once_at_equal_compute(tmp_path, pool, capsy
     for (row,) in report.values():
         assert row["steps"] * row["gflop_per_step"] == pytest.approx(4 * report["full"][0]["gflop_per_step"], rel=0.15)
     assert len({row["R_err"] for (row,) in report.values()}) == 4, "four different models"
+    kept = {read_facts(states(tmp_path / row / "seed_0")[-1])["config"]["precision"] for row in ROWS}
+    assert kept == {"float32"} and not list(timings), "timed once, which decides for all rows"
     monkeypatch.setattr(Trainer, "run", lambda *_, **__: pytest.fail("a finished row is trained again"))
     assert ablation(arguments) == 0 and capsys.readouterr().out == first
     assert ablation([*arguments[:-1], "3"]) == 1 and "windows 2 -> 3" in capsys.readouterr().err

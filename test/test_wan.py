@@ -6,17 +6,33 @@ import json
 import shutil
 import sys
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from test_shards import many, write
 
 from rays_as_pixels_model.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-from rays_as_pixels_model.config import ConfigError, ModelConfig, WanCodecConfig, WanTransformerConfig, preset
+from rays_as_pixels_model.config import (
+    PRESETS,
+    ConfigError,
+    ModelConfig,
+    WanCodecConfig,
+    WanTransformerConfig,
+    preset,
+)
 from rays_as_pixels_model.joint import RaysAsPixels
 from rays_as_pixels_model.layout import Layout
 from rays_as_pixels_model.pipeline import Pipeline
 from rays_as_pixels_model.wan import WanJointTransformer, latent_time, wan_positions
 from rays_as_pixels_model.wan_weights import load_wan, our_name, wan_parameters
+from rays_as_pixels_training import cache, fit_codec
+from rays_as_pixels_training.config import RunConfig, TrainConfig
+from rays_as_pixels_training.data.clips import ClipCut
+from rays_as_pixels_training.data.latents import LatentEncoder, codec_name
+from rays_as_pixels_training.data.source import PoolSource
+from rays_as_pixels_training.data.windows import cut_windows
+from rays_as_pixels_training.loop import Trainer
 
 diffusers = pytest.importorskip("diffusers", reason="needs the extra wan")
 
@@ -285,6 +301,46 @@ def test_the_pipeline_and_a_checkpoint_take_a_wan_model(model, tmp_path):
         for m in (model, again)
     ]
     assert decoded[0].shape == (1, 5, 32, 48, 3) and torch.equal(*decoded)
+
+
+@pytest.mark.slow
+def test_training_fits_the_ray_statistics_of_an_imported_checkpoint(model, folder, tmp_path, pool, monkeypatch, capsys):
+    """They come with no Wan; whoever trains from one, on frames or on latents, must end up with fitted ones."""
+    monkeypatch.setitem(PRESETS, SMALL.preset, SMALL)
+    monkeypatch.setattr(fit_codec, "_WAN_LEAST", 8)
+    monkeypatch.setattr(fit_codec, "_WAN_IMAGES", 40)
+    start = save_checkpoint(tmp_path / "start", load_wan(SMALL, folder, dtype=torch.bfloat16), "card")
+    assert not load_checkpoint(start).normaliser.rays_fitted
+    config = TrainConfig(preset=SMALL.preset, batch=2, steps=2, warmup=0, precision="float32", lr=1e-4)
+    run = RunConfig(tmp_path / "run", init=start, eval_every=0, pictures_every=0, tensorboard=False)
+    trainer = Trainer(config, run, PoolSource(pool))
+    assert trainer.run()
+    fitted = trainer.learner.model
+    rays = fitted.encode_rays(cut_windows(pool, np.arange(6), np.random.default_rng(0), 5).raxels())
+    mean = rays.mean((2, 3))
+    assert mean.std() == pytest.approx(1, abs=0.6) and (rays - mean[:, :, None, None]).std() == pytest.approx(
+        1, abs=0.6
+    )
+    assert all(torch.equal(a, b) for a, b in zip(fitted.codec.parameters(), model.codec.parameters(), strict=True))
+    trainer.export(tmp_path / "trained", "card")
+    statistics = load_checkpoint(tmp_path / "trained").normaliser.state_dict()
+    again = Trainer(config, RunConfig(tmp_path / "again", init=tmp_path / "trained"), PoolSource(pool))
+    for name, value in again.learner.model.normaliser.state_dict().items():
+        assert torch.equal(value, statistics[name]), "what is fitted is kept"
+
+    write(tmp_path / "frames", many(2), cut=ClipCut(5, 96, 64, step=1))
+    make_latents = ["--data", "procedural", "--option", "clips=1", "--store", "latents", "--out", str(tmp_path / "z")]
+    assert cache.main([*make_latents, "--checkpoint", str(start)]) == 2
+    assert "has no statistics of ray latents yet" in capsys.readouterr().err
+    command = [str(start), "--data", str(tmp_path / "frames"), "--out", str(tmp_path / "fitted")]
+    assert fit_codec.main(command) == 0
+    half = load_checkpoint(tmp_path / "fitted")
+    assert half.normaliser.rays_fitted and half.transformer.blocks[0].z.feed_forward[0].weight.dtype == torch.bfloat16
+    assert LatentEncoder(tmp_path / "fitted").facts["codec"] == codec_name(half)
+    command[0] = command[-1]
+    assert fit_codec.main(command) == 1 and "is fitted already" in capsys.readouterr().err
+    command[0], command[2] = str(start), str(start)
+    assert fit_codec.main(command) == 1 and "holds no shards.json" in capsys.readouterr().err
 
 
 def test_a_checkpoint_keeps_the_dtypes_of_its_file(folder, tmp_path):

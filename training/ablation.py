@@ -91,7 +91,7 @@ class AblationConfig:
     def run_config(self, out: Path) -> RunConfig:
         """Return where one run lies."""
         shared = {k: getattr(self, k) for k in ("textures", "workers", "device", "compile")}
-        return RunConfig(out, pool=self.pool or self.out / "clips", eval_every=0, pictures_every=0, **shared)
+        return RunConfig(out, pool=(self.pool or self.out / "clips",), eval_every=0, pictures_every=0, **shared)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -145,7 +145,7 @@ def _run(config: AblationConfig, interrupted: threading.Event) -> dict[str, list
     pool = ClipPool(folder, None if (folder / "pool.json").exists() else clip, config.slots)
     config = replace(config, slots=pool.slots)
     run = config.run_config(config.out)
-    workers = start_workers(run, pool) if len(pool.ready()) < pool.slots else []
+    workers = start_workers(run, [pool]) if len(pool.ready()) < pool.slots else []
     try:
         wait_for_clips(pool, config.train_config("full", 0, config.steps), workers, interrupted, console)
     finally:
@@ -157,11 +157,12 @@ def _run(config: AblationConfig, interrupted: threading.Event) -> dict[str, list
     held_out = functools.cache(
         lambda: render_held_out(config.windows, judged, config.textures)
     )  # rendered once, and only where a row is left to be judged
+    precision = _precision(config, processes)
     results: dict[str, list[dict]] = {row: [] for row in ROWS}
     for seed in range(config.seeds):
         for row in ROWS:
             steps = max(round(config.steps * flops["full"] / flops[row]), 1)
-            result = _one(config, row, seed, steps, pool, held_out, processes, interrupted, console)
+            result = _one(config, row, seed, steps, precision, pool, held_out, processes, interrupted, console)
             if result is None:
                 return None
             results[row].append({**result, "gflop_per_step": round(flops[row] / 1e9, 3)})
@@ -194,9 +195,21 @@ def step_flops(config: TrainConfig, pool) -> float:
     return total * config.batch / 2
 
 
+def _precision(config: AblationConfig, processes) -> str:
+    """Decide once for all rows what the trainer's precision `auto` is: that of the first row where it has begun."""
+    from .learner import bf16_pays
+    from .state import read_facts, states
+
+    begun = states(config.out / next(iter(ROWS)) / "seed_0")
+    if begun:
+        return read_facts(begun[-1])["config"]["precision"]
+    return "bfloat16" if bf16_pays(processes.device) else "float32"
+
+
 def _one(
-    config: AblationConfig, row: str, seed: int, steps: int, pool, held_out, processes, interrupted, console
-) -> dict | None:
+    config: AblationConfig, row: str, seed: int, steps: int, precision: str, pool, held_out, processes, interrupted,
+    console,
+) -> dict | None:  # fmt: skip
     """Train and judge one run, or read what an earlier call made of it."""
     from rays_as_pixels_model.media import write_text
     from rays_as_pixels_model.pipeline import Pipeline
@@ -213,7 +226,8 @@ def _one(
         if changed := differences(stored["asked"], asked):
             raise ValueError(f"{done} was made with other settings ({', '.join(changed)}); name another --out")
         return stored["result"]
-    trainer = Trainer(train, config.run_config(out), PoolSource(pool, out / "clips_seen.jsonl"), processes)
+    train = replace(train, precision=precision)
+    trainer = Trainer(train, config.run_config(out), PoolSource(pool, journal=out / "clips_seen.jsonl"), processes)
     console.print(f"{row}, seed {seed}: training from step {trainer.step} to {steps}")
     trainer.write_config()
     if not trainer.run(stop=interrupted.is_set):

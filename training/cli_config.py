@@ -99,6 +99,8 @@ def _arguments_of(cls: type, file: Path) -> list[str]:
         flag = "--" + name.replace("_", "-")
         if isinstance(value, bool):
             words.append(flag if value else "--no-" + flag[2:])
+        elif isinstance(value, list) and known[name].type.endswith("...]"):  # as many as there are
+            words += [flag, *map(str, value)]
         elif value is not None:
             text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
             words.append(f"{flag}={text}")

@@ -51,7 +51,8 @@ class TrainConfig:
         view_frames: images in a view step, sources and targets.
         max_stride: largest stride of a video window within its clip.
         precision: of the matrix products; auto takes bfloat16 where it is faster, as measured when the run begins.
-        scenes: rendered scenes: plain, varied, or groups of variety joined by '+' (docs/scenes.md).
+        scenes: rendered scenes: plain, varied, or groups of variety joined by '+' (docs/scenes.md); of several pools
+            those of one, whose held-out clips choose OUT/best.
         difficulty: of varied scenes, 0 to 1.
         ramp: clips over which the difficulty rises from 0 (a curriculum); 0 starts with all of it.
         slots: clips in the pool of rendered scenes.
@@ -164,9 +165,11 @@ class RunConfig:
     Attributes:
         out: folder of the run: states, log, pictures, clips.
         data: folder of shards made by `rays-as-pixels cache`, instead of rendered scenes.
-        pool: folder of rendered clips (default: OUT/clips).
+        pool: folders of rendered clips (default: OUT/clips); of several, which must be there, all clips are drawn
+            equally often.
         textures: folder of photos used as textures beside the built-in ones.
-        workers: processes that render clips (not with data, nor under torchrun); 0 uses the pool as it is.
+        workers: processes that render clips (not with data, several pools, nor under torchrun); 0 uses the pool as it
+            is.
         renew: workers go on when the pool is full, so that clips keep changing; such a run cannot be repeated.
         device: cpu, cuda or cuda:N; with several processes each takes its own.
         compile: torch.compile (needs a C++ compiler on a CPU).
@@ -188,7 +191,7 @@ class RunConfig:
 
     out: Path
     data: Path | None = None
-    pool: Path | None = None
+    pool: tuple[Path, ...] = ()
     textures: str | None = None
     workers: int = 1
     renew: bool = False
@@ -216,8 +219,11 @@ class RunConfig:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if self.data and self.renew:
             raise ValueError(f"renew replaces rendered clips, but data {self.data} is trained on: leave out one")
+        if len(self.pool) > 1 and self.renew:
+            raise ValueError(f"renew replaces the clips of one pool, got {len(self.pool)}: leave it out")
         if self.data and self.eval_data and self.eval_data.resolve().is_relative_to(self.data.resolve()):
             raise ValueError(f"eval_data {self.eval_data} is part of data {self.data}, which is trained on")
 
     def to_dict(self) -> dict:
-        return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}
+        plain = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}
+        return {**plain, "pool": [str(folder) for folder in self.pool]}

@@ -80,13 +80,15 @@ def video_windows(
     Where that gives more than `count`, each video keeps its share, evenly spread.
 
     Args:
-        count: at most this many windows in all (at least one a video).
+        count: at most this many windows in all.
         frames: T; size: (width, height) of the model.
         stride: frames from one frame of a window to the next.
 
     Raises:
         DatasetError: a video is too short for one window and the step before it.
     """
+    if len(videos) > count:
+        videos = [videos[i] for i in np.linspace(0, len(videos) - 1, count).round().astype(int)]
     span = stride * (frames - 1)
     starts = []
     for video in videos:

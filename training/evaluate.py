@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 from rays_as_pixels_model.arguments import integer
@@ -138,7 +140,9 @@ def make_windows(args, pipe) -> list:
     from .data.registry import parse_options
 
     options = parse_options(args.option)
-    videos = [video for path in args.suite for video in open_dataset(path, args.kind, **options)]
+    videos = [(path, video) for path in args.suite for video in open_dataset(path, args.kind, **options)]
+    names = Counter(video.name for _, video in videos)
+    videos = [v if names[v.name] == 1 else replace(v, name=f"{Path(path).resolve()}: {v.name}") for path, v in videos]
     return video_windows(videos, args.windows, pipe.config.frames, size, args.stride or 1)
 
 

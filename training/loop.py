@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from rays_as_pixels_model.checkpoint import CheckpointError, load_checkpoint, read_config, save_checkpoint
-from rays_as_pixels_model.config import ModelConfig
+from rays_as_pixels_model.config import ModelConfig, WanTransformerConfig
 from rays_as_pixels_model.joint import RaysAsPixels
 from rays_as_pixels_model.media import write_png, write_text
 
@@ -69,13 +69,14 @@ class Trainer:
         self.config = self._with_precision(config, facts).settled(parameters, self.processes.count)
         self.step, self.windows_seen, self.seconds = 0, 0, 0.0
         self.best: dict = {}
+        self._recent: dict = {}
         self._source_state = at_start = source.state()
         self._held_out: ClipArrays | None = None
         self._recover()
         if not past and (self.out / "last.safetensors").exists():
             raise ValueError(f"{self.out} holds a run of an older version; use another --out with --init")
         if facts is not None:
-            self._compare(past[-1], facts["config"])
+            self._compare(past[-1], facts)
         torch.manual_seed(config.seed)
         self.learner = Learner(
             self.config,
@@ -129,16 +130,17 @@ class Trainer:
         if self.processes.first and old.is_dir() and not (self.out / "best").exists():
             os.replace(old, self.out / "best")
 
-    def _compare(self, state: Path, stored: dict) -> None:
-        """Say what differs from the stored config; refuse what the state cannot go on with."""
-        given = self.config.to_dict()
+    def _compare(self, state: Path, facts: dict) -> None:
+        """Say what differs from the stored config and data; refuse what the state cannot go on with."""
+        stored, given = facts["config"], self.config.to_dict()
         fixed = [d for d in differences({k: stored[k] for k in _FIXED if k in stored}, given)]
         if fixed:
             raise ValueError(
                 f"{self.out} holds a run with another {fixed[0]}; give its own settings (OUT/config.yaml), or "
                 "another --out with --init"
             )
-        if changed := differences(stored, given):
+        before = {"data": facts["data"]} if "data" in facts else {}
+        if changed := differences(stored | before, given | {"data": self.source.contents}):
             self.say(f"continuing from {state.name} with changed settings: {', '.join(changed)}")
 
     def _shape(self, config: TrainConfig, facts: dict | None) -> ModelConfig:
@@ -165,8 +167,8 @@ class Trainer:
             model = load_checkpoint(self.run_config.init).float().train()  # a file may hold bfloat16
         else:
             model = RaysAsPixels(shape)
-            if fresh and not latents:
-                fit_codec(model, self.source)
+        if fresh and not latents and not model.normaliser.rays_fitted:  # new, or imported from Wan
+            fit_codec(model, self.source, device=self.processes.device)
         if fresh and latents:
             self.source.check_codec(model)
         return model
@@ -174,6 +176,7 @@ class Trainer:
     def _restore(self, facts: dict) -> None:
         self.step, self.windows_seen, self.seconds = facts["step"], facts["windows_seen"], facts["seconds"]
         self.best, self._source_state = facts["best"], facts["source"]
+        self._recent = facts.get("recent", {})
         self.learner.usual_loss = facts["usual_loss"]
         self.learner.ray_weights = tuple(torch.tensor(w, device=self.learner.device) for w in facts["ray_weights"])
         self.source.restore(self._source_state)
@@ -181,8 +184,10 @@ class Trainer:
     def _measure_ray_weights(self) -> None:
         """Measure the weights of the ray channels once, on windows of the source; the state keeps them."""
         model, device, rng = self.learner.model, self.learner.device, np.random.default_rng([self.config.seed, 0, 0])
-        parts = windows_in_parts(self.source, 256, rng, model.config.frames, max_stride=self.config.max_stride)
-        rng.integers(1 << 62)  # what `draw_step` draws here: the windows are those of a batch of 256 at step 0
+        wan = isinstance(model.config.transformer, WanTransformerConfig)  # every raxel image passes its VAE
+        count = max(1280 // model.config.frames, 16) if wan else 256
+        parts = windows_in_parts(self.source, count, rng, model.config.frames, max_stride=self.config.max_stride)
+        rng.integers(1 << 62)  # what `draw_step` draws here: the windows are those of a batch of `count` at step 0
 
         def rays(windows) -> tuple[torch.Tensor, torch.Tensor]:
             encoded = hasattr(windows, "encoded")
@@ -207,7 +212,7 @@ class Trainer:
             FloatingPointError: loss or gradient is not finite; nothing of that step is kept.
         """
         run = self.run_config
-        records = Records(self.out, self.step, self.processes.first, run.tensorboard)
+        records = Records(self.out, self.step, self.processes.first, run.tensorboard, self._recent)
         if records.note:
             self.say(records.note)
         feed = Feed(self._draw, self.step, self.config.steps, run.prefetch)
@@ -222,6 +227,7 @@ class Trainer:
                 self.windows_seen += self.config.batch
                 self.seconds += time.perf_counter() - start
                 records.add(update)
+                self._recent = records.recent
                 if self.step % run.log_every == 0:
                     on_log(records.line(self._facts_of(update, drawn)))
                 self._look_at(records)
@@ -292,7 +298,9 @@ class Trainer:
             "usual_loss": self.learner.usual_loss,
             "ray_weights": [w.tolist() for w in self.learner.ray_weights],
             "best": self.best,
+            "recent": {name: list(values) for name, values in self._recent.items()},
             "source": self._source_state,
+            "data": self.source.contents,
             "config": self.config.to_dict(),
             "model": self.learner.model.config.to_dict(),
         }
@@ -306,6 +314,7 @@ class Trainer:
             "windows_seen": self.windows_seen,
             "seconds": round(self.seconds),
             **({"evaluation": self.best} if self.best.get("step") == self.step else {}),
+            "data": self.source.contents,
             **self.config.to_dict(),
         }
         whole = self._whole(self.learner.ema.model)

@@ -19,11 +19,20 @@ _MEMORY = 200  # updates of a task that a mean is taken over
 
 
 class Records:
-    """Collects updates and writes lines; a process that is not the first writes nothing."""
+    """Collects updates and writes lines; a process that is not the first writes nothing.
 
-    def __init__(self, out: Path, step: int, write: bool = True, tensorboard: bool = True) -> None:
+    Attributes:
+        recent: by name, what the means are taken over.
+    """
+
+    def __init__(
+        self, out: Path, step: int, write: bool = True, tensorboard: bool = True, recent: dict | None = None
+    ) -> None:
+        """`recent` is that of the run so far: the means go on as if it had not been stopped."""
         self._path = out / "log.jsonl" if write else None
-        self._recent: dict[str, deque] = defaultdict(lambda: deque(maxlen=_MEMORY))
+        self.recent: dict[str, deque] = defaultdict(lambda: deque(maxlen=_MEMORY))
+        for name, values in (recent or {}).items():
+            self.recent[name].extend(values)
         self._board = None
         self.note = ""
         if self._path is not None:
@@ -42,18 +51,18 @@ class Records:
     def add(self, update: Update) -> None:
         """Remember an update for the means."""
         task = update.task
-        self._recent[f"loss/{task}"].append(update.loss)
+        self.recent[f"loss/{task}"].append(update.loss)
         for name, value in update.parts.items():
             if name == "motion":
-                self._recent["loss/motion"].append(value)
+                self.recent["loss/motion"].append(value)
             elif value != 0:  # nothing of this modality was denoised
-                self._recent[f"loss_{name}/{task}"].append(value)
+                self.recent[f"loss_{name}/{task}"].append(value)
         for name, value in update.norms.items():
-            self._recent[f"gradient_{name}/{task}"].append(value)
+            self.recent[f"gradient_{name}/{task}"].append(value)
 
     def line(self, facts: dict) -> dict:
         """Write the means and `facts`, which has the step; return the line."""
-        means = {name: float(f"{np.mean(values):.4g}") for name, values in sorted(self._recent.items())}
+        means = {name: float(f"{np.mean(values):.4g}") for name, values in sorted(self.recent.items())}
         return self.write({**facts, **means})
 
     def write(self, line: dict) -> dict:

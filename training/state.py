@@ -70,7 +70,7 @@ def save_state(
         dcp.save(tensors, checkpoint_id=temporary)
     processes.wait()
     if processes.first:
-        (temporary / _FACTS).write_text(json.dumps(facts, indent=1) + "\n")
+        (temporary / _FACTS).write_text(json.dumps(facts) + "\n")
         for path in (*temporary.iterdir(), temporary):
             _flush(path)
         os.replace(temporary, final)

@@ -78,12 +78,14 @@ def _train(settings: Settings, processes) -> int:
         _say_unused(run, processes, console)
         if run.data is None:
             if processes.count == 1:
-                workers += start_workers(run, source.pool)
-            wait_for_clips(source.pool, settings.train, workers, interrupted, console)
-            settings = replace(settings, train=replace(settings.train, slots=source.pool.slots))
+                workers += start_workers(run, source.pools)
+            wait_for_clips(source, settings.train, workers, interrupted, console)
+            settings = replace(settings, train=replace(settings.train, slots=source.slots))
         if interrupted.is_set():
             return 130
         trainer = Trainer(settings.train, run, source, processes, console.print)
+        judged = f"; evaluations are on held-out {settings.train.scenes} scenes" if run.eval_data is None else ""
+        console.print(f"trained on {source.contents}{judged}", markup=False, soft_wrap=True)
         console.print(" ".join(trainer.write_config().replace("\n- ", " ").split("\n")), style="dim")
         deadline = time.monotonic() + 60 * run.minutes if run.minutes else None
         _run_with_bar(
@@ -133,17 +135,23 @@ def _run_with_bar(trainer, console, stop) -> None:
 def _say_unused(run: RunConfig, processes, console) -> None:
     """Say which settings about rendering this run has no use for."""
     names = ("workers", "pool", "textures") if run.data is not None else ("workers",)
-    if run.data is None and processes.count == 1:
+    if run.data is not None:
+        why = f"clips are those of --data {run.data}"
+    elif processes.count > 1:
+        why = "several processes render nothing"
+    elif len(run.pool) > 1:
+        why = "nothing is rendered into several pools"
+    else:
         return
-    defaults = {f.name: f.default for f in fields(RunConfig)}
-    given = [f"--{name} {getattr(run, name)}" for name in names if getattr(run, name) not in (defaults[name], 0)]
+    defaults, values = {f.name: f.default for f in fields(RunConfig)}, run.to_dict()
+    given = [(name, values[name]) for name in names if getattr(run, name) not in (defaults[name], 0)]
+    given = [f"--{name} {' '.join(v) if isinstance(v, list) else v}" for name, v in given]
     if given:
-        why = f"clips are those of --data {run.data}" if run.data is not None else "several processes render nothing"
         console.print(f"not used: {', '.join(given)}; {why}", markup=False, soft_wrap=True)
 
 
 def _open_source(settings: Settings, processes):
-    """Open the shards, or the pool of rendered clips."""
+    """Open the shards, or the pools of rendered clips."""
     from .data.latents import open_shards
     from .data.procedural import ClipConfig, ClipPool
     from .data.source import PoolSource
@@ -156,31 +164,39 @@ def _open_source(settings: Settings, processes):
         frames=clip_frames(shape.frames), height=shape.height, width=shape.width,
         scenes=config.scenes, difficulty=config.difficulty, ramp=config.ramp,
     )  # fmt: skip
-    folder = run.pool or run.out / "clips"
-    exists = (Path(folder) / "pool.json").exists()
-    if processes.count > 1 and not exists:
+    folders = run.pool or (run.out / "clips",)
+    pools = []
+    for folder in folders:
+        exists = (folder / "pool.json").exists()
+        if not exists and (processes.count > 1 or len(folders) > 1):
+            takers = "several processes" if processes.count > 1 else "several pools"
+            raise ValueError(
+                f"{folder} holds no clips, and {takers} take them rendered: run `python -m "
+                "rays_as_pixels_training.data.procedural FOLDER --slots N --limit N` first, then give --pool FOLDER"
+            )
+        pools.append(ClipPool(folder, None if exists else clip, config.slots))
+    if clip.kind not in (kinds := [pool.config.kind for pool in pools]):
+        held = ", ".join(f"{folder} holds clips of {kind} scenes" for folder, kind in zip(folders, kinds, strict=True))
         raise ValueError(
-            f"{folder} holds no clips, and several processes take them rendered: run `python -m "
-            "rays_as_pixels_training.data.procedural FOLDER --slots N --limit N` first, then give --pool FOLDER"
+            f"{held}, not of {clip.kind}: give --scenes, --difficulty and --ramp of "
+            f"{'one of them' if len(pools) > 1 else 'it'}, or another --pool"
         )
-    pool = ClipPool(folder, None if exists else clip, config.slots)
-    ours, held = ((c.scenes, c.difficulty, c.ramp) for c in (clip, pool.config))
-    if ours != held:
-        raise ValueError(
-            f"{folder} holds clips of scenes {held[0]}, difficulty {held[1]:g}, ramp {held[2]}, not of {ours[0]}, "
-            f"{ours[1]:g}, {ours[2]}: give the same, or another --pool"
-        )
-    return PoolSource(pool, run.out / "clips_seen.jsonl" if processes.count == 1 else None)
+    return PoolSource(*pools, journal=run.out / "clips_seen.jsonl" if processes.count == 1 else None)
 
 
-def start_workers(run: RunConfig, pool) -> list[subprocess.Popen]:
-    """Start the renderers; each fills its own residue class of the pool's slots, and ends when they are full."""
-    folder = str(run.pool or run.out / "clips")
+def start_workers(run: RunConfig, pools) -> list[subprocess.Popen]:
+    """Start the renderers of one pool; each fills its own residue class of its slots, and ends when they are full.
+
+    Several pools are taken as they are.
+    """
+    if len(pools) > 1:
+        return []
+    (folder,) = map(str, run.pool or (run.out / "clips",))
     command = [sys.executable, "-m", "rays_as_pixels_training.data.procedural", folder, "--with-parent"]
     if run.textures:
         command += ["--textures", run.textures]
     if not run.renew:
-        command += ["--limit", str(pool.slots)]
+        command += ["--limit", str(pools[0].slots)]
     return [subprocess.Popen([*command, "--stride", str(run.workers), "--offset", str(i)],
                              stdout=subprocess.DEVNULL) for i in range(run.workers)]  # fmt: skip
 
@@ -204,7 +220,7 @@ def _card(trainer, run: RunConfig) -> str:
     manifest = Path(run.textures or "") / "MANIFEST.csv"
     listed = ", sources and licences in its MANIFEST.csv" if run.textures and manifest.is_file() else ""
     photos = f"a folder of photos ({Path(run.textures).name}{listed}) and " if run.textures else ""
-    data = f"shards ({run.data.name})" if run.data else "rendered scenes"
+    data = f"shards ({run.data.name})" if run.data else f"rendered scenes ({trainer.source.contents})"
     textures = "" if run.data else f"Textures: {photos}the photos of\nscikit-image and seeded noise. "
     return f"""# Rays as Pixels, preset {config.preset}
 

@@ -60,12 +60,8 @@ def read_held_out(
     from .data.shards import ShardSource
 
     source = ShardSource(folder)
-    size = (source.height, source.width)
-    if source.about["store"] != "frames" or size != (shape.height, shape.width) or source.clip_frames < shape.frames:
-        raise ValueError(
-            f"--eval-data {folder} holds {source.about['store']} of {size[0]}x{size[1]}, {source.clip_frames} to a "
-            f"clip; it takes frames of {shape.height}x{shape.width}, at least {shape.frames}"
-        )
+    if misfit := source.misfit(shape):
+        raise ValueError(f"--eval-data {folder} {misfit}")
     if source.clips < LEAST_CLIPS:
         raise ValueError(f"--eval-data {folder} holds {source.clips} clips; an evaluation takes at least {LEAST_CLIPS}")
     if source.clips < count:

@@ -45,6 +45,11 @@ class LatentEncoder:
 
     def __init__(self, checkpoint: Path | None = None, device: str = "cpu") -> None:
         self.model = load_checkpoint(checkpoint, device=device)
+        if not self.model.normaliser.rays_fitted:
+            raise ValueError(
+                f"checkpoint {checkpoint} has no statistics of ray latents yet: fit them to frames first, with python "
+                f"-m rays_as_pixels_training.fit_codec {checkpoint} --data SHARDS_OF_FRAMES --out FITTED"
+            )
         self._device = torch.device(device)
         config = self.model.config
         self.facts = {

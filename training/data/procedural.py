@@ -55,6 +55,12 @@ class ClipConfig:
         if self.ramp < 0:
             raise ValueError(f"ramp must be at least 0 clips, got {self.ramp}")
 
+    @property
+    def kind(self) -> str:
+        """The scenes in a word: plain, varied, varied@0.5 (its difficulty), varied@0.5 over 1000 clips (its ramp)."""
+        difficulty = "" if self.scenes == "plain" or self.difficulty == 1 else f"@{self.difficulty:g}"
+        return f"{self.scenes}{difficulty}" + (f" over {self.ramp} clips" if self.ramp else "")
+
     def at(self, number: int) -> ClipConfig:
         """Return the config of the `number`-th clip of a pool."""
         if not self.ramp:

@@ -89,8 +89,8 @@ def open_videos(
             f"procedural: clips, frames, width and height must be at least 1 and seed at least 0, got {clips}, "
             f"{frames}, {width}, {height} and {seed}"
         )
-    bank = TextureBank.default(split="held_out" if held_out else "train", folder=textures)
     try:
+        bank = TextureBank.default(split="held_out" if held_out else "train", folder=textures)
         config = ClipConfig(frames=frames, height=height, width=width, scenes=scenes, difficulty=difficulty)
     except ValueError as error:
         raise DatasetError(f"procedural: {error}") from None

@@ -93,12 +93,26 @@ def _open(kind: str, path: Path, options: dict) -> Sequence[PosedVideo]:
     from .posed import DatasetError
 
     function = _module(kind).open_videos
-    known = {p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY}
-    if unknown := set(options) - known:
+    known = {p.name: p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY}
+    if unknown := set(options) - known.keys():
         raise DatasetError(
             f"{path}: {kind} has no option {', '.join(sorted(unknown))}; it has {', '.join(sorted(known)) or 'none'}"
         )
-    return function(path, **options)
+    return function(path, **{name: _of_type(path, name, value, known[name]) for name, value in options.items()})
+
+
+def _of_type(path: Path, name: str, value, known: inspect.Parameter):
+    """Return an option's value as the kind takes it; what looked like a number may have been meant as text."""
+    from .posed import DatasetError
+
+    wanted = known.annotation.removesuffix(" | None")
+    if wanted == "str":
+        return str(value)
+    types = {"bool": bool, "int": int, "float": (int, float)}[wanted]
+    if not isinstance(value, types) or (isinstance(value, bool) and wanted != "bool"):
+        what = {"bool": "true or false", "int": "a whole number", "float": "a number"}[wanted]
+        raise DatasetError(f"{path}: option {name} takes {what}, got {value!r}")
+    return value
 
 
 def parse_options(texts: Sequence[str]) -> dict[str, str | int | float | bool]:

@@ -16,6 +16,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from rays_as_pixels_model.config import ModelConfig
+
 from .posed import DatasetError
 from .source import ClipArrays
 from .write_shards import DONE, FORMAT, PLAN
@@ -52,6 +54,21 @@ class ShardSource:
     def about(self) -> dict:
         """What the shards hold, as shards.json states it."""
         return dict(self._about)
+
+    @property
+    def contents(self) -> str:
+        """How many clips of which shards these are."""
+        return f"{self.clips} clips of shards {self._identity}"
+
+    def misfit(self, config: ModelConfig) -> str:
+        """Say why no windows of frames can be cut for a model, "" where they can."""
+        if self.about["store"] == "frames" and (self.height, self.width) == (config.height, config.width):
+            if self.clip_frames >= config.frames:
+                return ""
+        return (
+            f"holds {self.about['store']} of {self.height}x{self.width}, {self.clip_frames} to a clip; it takes frames "
+            f"of {config.height}x{config.width}, at least {config.frames}"
+        )
 
     def take(self, count: int, rng: np.random.Generator):
         """Return (ClipArrays of the next `count` clips, their indices 0, 1, ...); `rng` is not used."""

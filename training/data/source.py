@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the trainer takes clips from: a pool that is being rendered, or shards of any dataset; both resume exactly.
+"""Where the trainer takes clips from: pools that are being rendered, or shards of any dataset; both resume exactly.
 
     clips, slots = source.take(batch, rng)
     windows = cut_windows(clips, slots, rng, frames, ...)
@@ -13,26 +13,32 @@ import base64
 import json
 import os
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+if TYPE_CHECKING:
+    from .procedural import ClipPool
+
 _LOOK_EVERY = 100  # takes between looks for newly filled slots
+
 
 @dataclass(frozen=True)
 class ClipArrays:
     """Clips in memory, as `cut_windows` takes them.
 
     frames (N, T, H, W, 3) uint8; poses (N, T, 4, 4) float64, camera to world; intrinsics (N, 4) fx fy cx cy; scales
-    (N, T), the unit of the model in the unit of the poses when that frame is the reference.
+    (N, T), the unit of the model in the unit of the poses when that frame is the reference; inverse_depth (N, T, H/8,
+    W/8) in 1 / the unit of the poses, where it is known.
     """
 
     frames: np.ndarray
     poses: np.ndarray
     intrinsics: np.ndarray
     scales: np.ndarray
+    inverse_depth: np.ndarray | None = None
 
 
 class ClipSource(Protocol):
@@ -41,11 +47,13 @@ class ClipSource(Protocol):
     Attributes:
         height, width: of the frames.
         clip_frames: T, frames of a clip; windows are cut from within one.
+        contents: in a few words what the clips are; kept with states and checkpoints.
     """
 
     height: int
     width: int
     clip_frames: int
+    contents: str
 
     def take(self, count: int, rng: np.random.Generator):
         """Return (clips, slots): arrays as `ClipArrays` and the (count,) indices of the clips of a batch."""
@@ -65,20 +73,39 @@ class ClipSource(Protocol):
 
 
 class PoolSource:
-    """Random clips of a `ClipPool` that workers may still be filling.
+    """Random clips of one or several `ClipPool`s that workers may still be filling, all clips equally often.
 
     Looks for newly filled slots once in 100 takes. What it saw is part of its state, and with a journal a run that was
-    killed sees again what it saw before: the batches drawn twice are the same, though the pool has grown meanwhile.
+    killed sees again what it saw before: the batches drawn twice are the same, though the pools have grown meanwhile.
+    Slots of several pools are counted through, in the order of the pools.
     """
 
-    def __init__(self, pool, journal: Path | None = None) -> None:
-        self.pool = pool
-        self.height, self.width, self.clip_frames = pool.config.height, pool.config.width, pool.config.frames
+    def __init__(self, *pools: ClipPool, journal: Path | None = None) -> None:
+        """Raises:
+        ValueError: pools whose clips differ in frames, height or width.
+        """
+        sizes = [(pool.config.frames, pool.config.height, pool.config.width) for pool in pools]
+        if len(set(sizes)) != 1:
+            raise ValueError(f"pools must hold clips of one size, got (frames, height, width) {sizes}")
+        self.pools = pools
+        self.clip_frames, self.height, self.width = sizes[0]
+        self._sizes = [pool.slots for pool in pools]
+        self._ends = np.cumsum(self._sizes)
         self._taken = 0
         self._ready: np.ndarray | None = None
         self._seen = ""
         self._journal = journal
-        self._past = _read_journal(journal) if journal is not None and journal.exists() else {}
+        self._past = _read_journal(journal, self._sizes) if journal is not None and journal.exists() else {}
+
+    @property
+    def slots(self) -> int:
+        """How many clips the pools have room for."""
+        return sum(self._sizes)
+
+    def ready(self) -> np.ndarray:
+        """Return the numbers of the filled slots."""
+        starts = self._ends - self._sizes
+        return np.concatenate([start + pool.ready() for start, pool in zip(starts, self.pools, strict=True)])
 
     @property
     def clips(self) -> int:
@@ -87,11 +114,26 @@ class PoolSource:
 
     def take(self, count: int, rng: np.random.Generator):
         self.skip(count)
-        return self.pool, rng.choice(self._ready, count)
+        return self._clips_of(rng.choice(self._ready, count))
 
     def take_parts(self, count: int, part: int, rng: np.random.Generator):
-        clips, slots = self.take(count, rng)
-        return ((clips, slots[start : start + part]) for start in range(0, count, part))
+        self.skip(count)
+        slots = rng.choice(self._ready, count)
+        return (self._clips_of(slots[start : start + part]) for start in range(0, count, part))
+
+    def _clips_of(self, slots: np.ndarray):
+        """Return (clips, indices): the pool itself where there is one, else copies of the clips of several."""
+        if len(self.pools) == 1:
+            return self.pools[0], slots
+        owner = np.searchsorted(self._ends, slots, side="right")
+        parts = {}
+        for name in (f.name for f in fields(ClipArrays)):
+            stored = [getattr(pool, name) for pool in self.pools]
+            parts[name] = np.empty((len(slots), *stored[0].shape[1:]), stored[0].dtype)
+            for number, values in enumerate(stored):
+                rows = np.flatnonzero(owner == number)
+                parts[name][rows] = values[slots[rows] - (self._ends - self._sizes)[number]]
+        return ClipArrays(**parts), np.arange(len(slots))
 
     def skip(self, count: int) -> None:
         if self._ready is None or self._taken % _LOOK_EVERY == 0:
@@ -102,23 +144,29 @@ class PoolSource:
         if (past := self._past.pop(self._taken, None)) is not None:
             self._set(past)
             return
-        seen = _pack(self.pool.ready(), self.pool.slots)
+        seen = _pack(self.ready(), self.slots)
         self._set(seen)
         if self._journal is not None:
             self._journal.parent.mkdir(parents=True, exist_ok=True)
             with open(self._journal, "a") as file:
-                file.write(json.dumps({"taken": self._taken, "seen": seen}) + "\n")
+                file.write(json.dumps({"taken": self._taken, "seen": seen, "slots": self._sizes}) + "\n")
 
     def _set(self, seen: str) -> None:
         if seen != self._seen:
             self._seen, self._ready = seen, _unpack(seen)
 
+    @property
+    def contents(self) -> str:
+        """What clips each pool has room for."""
+        return " + ".join(f"{pool.slots} clips of {pool.config.kind} scenes" for pool in self.pools)
+
     def state(self) -> dict:
-        return {"taken": self._taken, "seen": self._seen}
+        return {"taken": self._taken, "seen": self._seen, "slots": self._sizes}
 
     def restore(self, state: dict) -> None:
+        """Go on from a state; what it saw of other pools than these counts for nothing."""
         self._taken = state["taken"]
-        if state["seen"]:
+        if state["seen"] and state.get("slots", self._sizes) == self._sizes:
             self._set(state["seen"])
 
 
@@ -139,8 +187,8 @@ def cut_torn_line(path: Path) -> None:
         os.truncate(path, data.rfind(b"\n") + 1)
 
 
-def _read_journal(path: Path) -> dict[int, str]:
-    """What was seen at each look; a torn last line was never used and is dropped."""
+def _read_journal(path: Path, sizes: list[int]) -> dict[int, str]:
+    """What was seen of pools of these sizes at each look; a torn last line was never used and is dropped."""
     cut_torn_line(path)
     entries = map(json.loads, path.read_text().splitlines())
-    return {entry["taken"]: entry["seen"] for entry in entries}
+    return {entry["taken"]: entry["seen"] for entry in entries if entry.get("slots", sizes) == sizes}

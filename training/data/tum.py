@@ -53,6 +53,8 @@ def open_videos(
         depth: read the depth images' scale (a picture a frame is decoded when the dataset is opened).
         depth_factor: value of a depth image at one metre.
     """
+    if not depth_factor > 0:
+        raise DatasetError(f"{path}: depth_factor must be positive, got {depth_factor}")
     stamps, files, places = _listed(path / "rgb.txt")
     times, poses = _ground_truth(path / "groundtruth.txt")
     T_world_camera, valid = interpolate_poses(times, poses, stamps, max_gap)
