@@ -136,10 +136,19 @@ class Recording:
             index, conversions.stamp_ns(image.header.stamp), image.header.frame_id.lstrip("/"), image
         )  # fmt: skip
 
-    def decode(self, frame: RecordedFrame) -> tuple[np.ndarray, Intrinsics] | None:
-        """Return the undistorted image (H, W, 3) uint8 and its pinhole camera; None, counted, if it cannot be used."""
+    def decode(
+        self, frame: RecordedFrame, size: tuple[int, int] | None = None
+    ) -> tuple[np.ndarray, Intrinsics] | None:
+        """Return the undistorted image (H, W, 3) uint8 and its pinhole camera; None, counted, if it cannot be used.
+
+        Args:
+            size: (width, height) that it is fitted to; None leaves it as large as it is.
+        """
+        info = self._info_at(frame.stamp)
         try:
-            return conversions.pinhole_frame(frame.image, self._info_at(frame.stamp), rectified=self.rectified)
+            if size is None:
+                return conversions.pinhole_frame(frame.image, info, rectified=self.rectified)
+            return conversions.fitted_frame(frame.image, info, *size, self.rectified)
         except conversions.ConversionError as error:
             self.refused[str(error)] += 1
             return None
