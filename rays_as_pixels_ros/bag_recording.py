@@ -11,7 +11,15 @@ from pathlib import Path
 
 import numpy as np
 
-from rays_as_pixels_model.bags import IMAGE_TYPES, BagError, bag_messages, choose_info_topic, choose_topic, open_bag
+from rays_as_pixels_model.bags import (
+    IMAGE_TYPES,
+    INFO_TYPE,
+    BagError,
+    bag_messages,
+    choose_info_topic,
+    choose_topic,
+    open_bag,
+)
 from rays_as_pixels_model.geometry import Intrinsics
 
 from . import bag_messages as messages
@@ -54,6 +62,11 @@ class Recording:
                 raise BagError(f"{path}: this is a bag of ROS 1; `rosbags-convert` makes one of ROS 2 of it")
             self.topics = {c.topic: c.msgtype for c in self.reader.connections}
             self.image_topic = choose_topic(path, self.topics, IMAGE_TYPES, image_topic, "--image-topic")
+            if INFO_TYPE not in self.topics.values():
+                raise BagError(
+                    f"{path}: no CameraInfo topics: record camera_info with the images; `rays-as-pixels estimate` "
+                    "takes images without"
+                )
             self.info_topic = choose_info_topic(
                 path, self.topics, self.image_topic, info_topic, "--camera-info-topic"
             )  # fmt: skip

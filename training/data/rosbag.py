@@ -8,7 +8,6 @@ docs/train_on_your_robot.md shows what to record.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -134,7 +133,7 @@ def _read(path: Path, reader, topics, image_topic: str, info_topic: str | None, 
     odometry = {odometry_topic} if odometry_topic else {t for t, kind in topics.items() if kind == _ODOMETRY}
     odometry = odometry if len(odometry) == 1 else set()
     wanted = {image_topic, info_topic, *odometry} | {t for t, kind in topics.items() if kind in (_TF, _ROS1_TF)}
-    rectified = bool(re.search(r"[/_]rect", image_topic))
+    rectified = image_topic.removesuffix("/compressed").rpartition("/")[2].startswith("image_rect")  # as the nodes
     lenses: dict[_StatedCamera, Undistorter] = {}
     counts: dict[str, int] = {}
     for connection, received, raw in reader.messages([c for c in reader.connections if c.topic in wanted]):
