@@ -72,6 +72,23 @@ class Intrinsics:
         """Return the camera whose pixels are x by y of these; columns and rows that are left over are cut off."""
         return Intrinsics(self.fx / x, self.fy / y, self.cx / x, self.cy / y, self.width // x, self.height // y)
 
+    def read_out(self, roi: tuple[int, int, int, int], binning: tuple[int, int]) -> Intrinsics:
+        """Return the camera of the images of this sensor: cut to a region of interest, then binned.
+
+        Args:
+            roi, binning: (x_offset, y_offset, width, height) and (x, y) as CameraInfo states them; a region of zeros
+                is the whole sensor, and a binning of 0 is 1.
+
+        Raises:
+            GeometryError: the region is not within the sensor.
+        """
+        x, y, width, height = roi
+        whole = not any(roi)
+        if not whole and not (0 < width <= self.width - x and 0 < height <= self.height - y):
+            raise GeometryError(f"its roi, {width}x{height} at ({x}, {y}), is not within the "
+                                f"{self.width}x{self.height} of the camera")
+        return (self if whole else self.cropped(*roi)).binned(binning[0] or 1, binning[1] or 1)
+
     def horizontal_fov_deg(self) -> float:
         """Return the angle between the leftmost and rightmost rays, degrees."""
         left, right = self.cx / self.fx, (self.width - self.cx) / self.fx

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,6 +25,7 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".p
 DEFAULT_FPS = 30.0
 _EXIF_ORIENTATION = 0x0112
 _EXIF_TURNED = 5  # this orientation and above swap width and height
+_BAGS = (".mcap", ".db3", ".bag")
 
 
 class MediaError(ValueError):
@@ -107,12 +109,9 @@ class Capture(Video):
 
     @contextmanager
     def _opened(self, name: str) -> Iterator[cv2.VideoCapture]:
-        # Broken files make libav and OpenCV write lines of their own to stderr; our one line says it.
         os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-        level = cv2.utils.logging.getLogLevel()
-        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-        capture = cv2.VideoCapture(self._source)
-        cv2.utils.logging.setLogLevel(level)
+        with _silent_opencv():
+            capture = cv2.VideoCapture(self._source)
         try:
             yield capture
         finally:
@@ -125,6 +124,17 @@ class Capture(Video):
                 if not good:
                     return
                 yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+
+
+@contextmanager
+def _silent_opencv() -> Iterator[None]:
+    """Keep what OpenCV says of broken files from stderr: our one line says it."""
+    level = cv2.utils.logging.getLogLevel()
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    try:
+        yield
+    finally:
+        cv2.utils.logging.setLogLevel(level)
 
 
 def open_video(path: str | os.PathLike, fps: float | None = None) -> Video:
@@ -142,13 +152,16 @@ def open_video(path: str | os.PathLike, fps: float | None = None) -> Video:
         if name.isdecimal():
             return Capture(f"webcam {name}", int(name))
         raise MediaError(f"{name}: no such file or folder")
+    if place.suffix in _BAGS or (place / "metadata.yaml").is_file():
+        raise MediaError(f"{name}: is a bag; `rays-as-pixels bag` reads those")
     if place.is_file():
         if place.suffix.lower() in IMAGE_SUFFIXES:
             return ImageSequence(name, [place], fps or DEFAULT_FPS)
         return Capture(name, name)
     if (place / "cameras.json").is_file():
         return _posed_images(place, fps)
-    files = [file for file in place.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES]
+    # Hidden files beside pictures are what file managers keep about them.
+    files = [f for f in place.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES and not f.name.startswith(".")]
     files.sort(key=lambda file: by_number(file.name))
     if not files:
         raise MediaError(f"{name}: no images in this folder (looked for {' '.join(IMAGE_SUFFIXES)}, and cameras.json)")
@@ -224,24 +237,52 @@ def _checked_times(path: Path, times: list[float | None]) -> np.ndarray | None:
 def image_size(path: str | os.PathLike) -> tuple[int, int]:
     """Return (width, height) as `read_image` gives them, without decoding the pixels."""
     try:
-        with Image.open(path) as image:
-            width, height = image.size
-            turned = image.getexif().get(_EXIF_ORIENTATION, 1) >= _EXIF_TURNED
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                width, height = image.size
+                turned = image.getexif().get(_EXIF_ORIENTATION, 1) >= _EXIF_TURNED
     except FileNotFoundError as error:
         raise MediaError(f"{path}: no such file") from error
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError as error:
+        most = 2 * Image.MAX_IMAGE_PIXELS // 10**6
+        raise MediaError(f"{path}: too large: images may have up to {most} million pixels") from error
+    except (OSError, UnidentifiedImageError) as error:
         raise MediaError(f"{path}: not a readable image") from error
     return (height, width) if turned else (width, height)
 
 
 def read_image(path: str | os.PathLike) -> np.ndarray:
     """Read one image as (H, W, 3) uint8 RGB, turned as its EXIF data says."""
-    if not Path(path).is_file():
-        raise MediaError(f"{path}: no such file")
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    try:
+        data = Path(path).read_bytes()
+    except FileNotFoundError as error:
+        raise MediaError(f"{path}: no such file") from error
+    except OSError as error:
+        raise MediaError(f"{path}: {error.strerror or error}") from error
+    # A JPEG that was cut short would come out grey below: its last scan has no end of image behind it.
+    if data[:2] == b"\xff\xd8" and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
+        raise MediaError(f"{path}: not a readable image: the file was cut short")
+    try:
+        with _silent_opencv():
+            image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
+    except cv2.error:
+        image = None
     if image is None:
         raise MediaError(f"{path}: not a readable image")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def check_writable(path: str | os.PathLike) -> None:
+    """Check before long work that a file or folder can be made at a path.
+
+    Raises:
+        MediaError: what lies above it is no folder, or may not be written to.
+    """
+    above = next(parent for parent in Path(path).absolute().parents if parent.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        reason = "may not be written to" if above.is_dir() else "is no folder"
+        raise MediaError(f"{path}: cannot be written: {above} {reason}")
 
 
 @contextmanager

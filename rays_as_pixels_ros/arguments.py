@@ -34,16 +34,17 @@ def command_parser(command: str, description: str) -> Parser:
     return Parser(prog=f"{PROGRAM} {command}", description=description, formatter_class=_Formatter)
 
 
-def number(low: float, high: float):
-    """Make an argument type: a number strictly between low and high."""
+def number(low: float, high: float, inclusive: bool = False):
+    """Make an argument type: a finite number strictly between low and high, or with `inclusive` one of them too."""
 
     def parse(text: str) -> float:
         try:
             value = float(text)
         except ValueError:
             raise argparse.ArgumentTypeError(f"'{text}' is not a number") from None
-        if not low < value < high:
-            wanted = f"above {low:g}" if math.isinf(high) else f"between {low:g} and {high:g}"
+        if not (low <= value <= high if inclusive else low < value < high) or math.isinf(value):
+            least, both = ("at least", "from {:g} to {:g}") if inclusive else ("above", "between {:g} and {:g}")
+            wanted = f"{least} {low:g}" if math.isinf(high) else both.format(low, high)
             raise argparse.ArgumentTypeError(f"{text} is out of range, it must be {wanted}")
         return value
 

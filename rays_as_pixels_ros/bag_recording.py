@@ -11,7 +11,15 @@ from pathlib import Path
 
 import numpy as np
 
-from rays_as_pixels_model.bags import IMAGE_TYPES, BagError, bag_messages, choose_info_topic, choose_topic, open_bag
+from rays_as_pixels_model.bags import (
+    IMAGE_TYPES,
+    INFO_TYPE,
+    BagError,
+    bag_messages,
+    choose_info_topic,
+    choose_topic,
+    open_bag,
+)
 from rays_as_pixels_model.geometry import Intrinsics
 
 from . import bag_messages as messages
@@ -54,6 +62,11 @@ class Recording:
                 raise BagError(f"{path}: this is a bag of ROS 1; `rosbags-convert` makes one of ROS 2 of it")
             self.topics = {c.topic: c.msgtype for c in self.reader.connections}
             self.image_topic = choose_topic(path, self.topics, IMAGE_TYPES, image_topic, "--image-topic")
+            if INFO_TYPE not in self.topics.values():
+                raise BagError(
+                    f"{path}: no CameraInfo topics: record camera_info with the images; `rays-as-pixels estimate` "
+                    "takes images without"
+                )
             self.info_topic = choose_info_topic(
                 path, self.topics, self.image_topic, info_topic, "--camera-info-topic"
             )  # fmt: skip
@@ -136,10 +149,19 @@ class Recording:
             index, conversions.stamp_ns(image.header.stamp), image.header.frame_id.lstrip("/"), image
         )  # fmt: skip
 
-    def decode(self, frame: RecordedFrame) -> tuple[np.ndarray, Intrinsics] | None:
-        """Return the undistorted image (H, W, 3) uint8 and its pinhole camera; None, counted, if it cannot be used."""
+    def decode(
+        self, frame: RecordedFrame, size: tuple[int, int] | None = None
+    ) -> tuple[np.ndarray, Intrinsics] | None:
+        """Return the undistorted image (H, W, 3) uint8 and its pinhole camera; None, counted, if it cannot be used.
+
+        Args:
+            size: (width, height) that it is fitted to; None leaves it as large as it is.
+        """
+        info = self._info_at(frame.stamp)
         try:
-            return conversions.pinhole_frame(frame.image, self._info_at(frame.stamp), rectified=self.rectified)
+            if size is None:
+                return conversions.pinhole_frame(frame.image, info, rectified=self.rectified)
+            return conversions.fitted_frame(frame.image, info, *size, self.rectified)
         except conversions.ConversionError as error:
             self.refused[str(error)] += 1
             return None

@@ -15,9 +15,9 @@ import numpy as np
 from . import conversions
 from .bag_messages import tf_message
 from .bag_recording import TF_TYPE, RecordedFrame, Recording
-from .bag_track import PlacedFrame
 from .bag_writer import qos_of
 from .camera_node import LATCHED, RELIABLE
+from .offline_track import PlacedFrame
 from .scale import MetricScale
 from .track import Track
 

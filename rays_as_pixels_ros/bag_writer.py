@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
 from rays_as_pixels_model.bags import BagError
+from rays_as_pixels_model.media import check_writable
 
 _VERSION = 8  # of the metadata: read by Humble and by all that came later
 _STORAGES = {".mcap": StoragePlugin.MCAP, ".db3": StoragePlugin.SQLITE3}
@@ -26,16 +28,20 @@ def check_output(source: Path, out: Path, force: bool) -> None:
     """Check that `out` may be written.
 
     Raises:
-        BagError: it exists and force is off, it is the source, or it is something that is no bag.
+        BagError: it exists and force is off, it is the source or in it, or it is something that is no bag.
+        MediaError: its folder cannot be written.
     """
     if out.exists() and source.exists() and (out.samefile(source) or source.resolve().parent == out.resolve()):
         raise BagError(f"{out}: this is the bag that is read; write another one")
+    if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
+        raise BagError(f"{out}: lies in the bag that is read; write it elsewhere")
     if out.exists() and not force:
         raise BagError(f"{out}: exists; --force writes it anew")
     if out.is_dir() and (out.suffix in _STORAGES or not (out / "metadata.yaml").is_file()):
         raise BagError(f"{out}: is a folder that holds no bag; name another --out")
     if out.is_file() and out.suffix not in _STORAGES:
         raise BagError(f"{out}: is a file that is no bag; --out is a .mcap or .db3 file, or the folder of a bag")
+    check_writable(out)
 
 
 @contextmanager
@@ -60,8 +66,9 @@ def replacing_bag(out: Path) -> Iterator[Path]:
         if out.exists():
             out.rename(folder / ".replaced")
         bag.rename(out)
-    except OSError as error:
-        raise BagError(f"{out}: cannot be written: {error.strerror or error}") from error
+    except (OSError, sqlite3.Error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise BagError(f"{out}: cannot be written: {reason}") from error
     finally:
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)

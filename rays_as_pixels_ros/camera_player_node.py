@@ -33,22 +33,22 @@ class ProceduralVideo(Video):
     """A random scene filmed along a random path; images are rendered as they are needed."""
 
     def __init__(self, p):
-        from rays_as_pixels_model.scenes import TextureBank, random_path, random_scene
+        from rays_as_pixels_model.scenes import Profile, TextureBank, shot_of_camera
 
-        self._scene = random_scene(p.seed, TextureBank.default(split=p.texture_split, folder=p.textures or None))
-        poses = random_path(p.seed, self._scene, p.frames, style=p.style or None)
-        self._camera = Intrinsics.from_fov(p.horizontal_fov, p.width, p.height)
+        bank = TextureBank.default(split=p.texture_split, folder=p.textures or None)
+        self._shot, self._camera = shot_of_camera(
+            p.seed, bank, p.frames, Profile.parse(p.scenes, p.difficulty),
+            Intrinsics.from_fov(p.horizontal_fov, p.width, p.height), p.style or None,
+        )  # fmt: skip
         super().__init__(
-            f"procedural scene {p.seed}", p.width, p.height, p.rate or 10.0, p.frames,
-            frame_intrinsics=[self._camera] * p.frames, T_world_camera=poses,
+            f"procedural scene {p.seed} ({p.scenes})", p.width, p.height, p.rate or 10.0, p.frames,
+            frame_intrinsics=[self._camera] * p.frames, T_world_camera=self._shot.T_world_camera,
         )  # fmt: skip
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        from rays_as_pixels_model.scenes import render
-
         for start in range(0, self.frame_count, _RENDERED_AT_ONCE):
-            frames, _ = render(self._scene, self.T_world_camera[start : start + _RENDERED_AT_ONCE], self._camera)
-            yield from frames
+            index = np.arange(start, min(start + _RENDERED_AT_ONCE, self.frame_count))
+            yield from self._shot.render(self._camera, index)[0]
 
 
 def open_source(p) -> Video:

@@ -37,8 +37,12 @@ def build_parser() -> argparse.ArgumentParser:
     group.add_argument("--window-stride", type=integer(1), default=1, help="use every n-th image")
     group.add_argument("--samples", type=integer(2), default=8, help="posterior samples that the covariance comes from")
     group.add_argument("--sample-every", type=integer(1), default=4, help="windows from one set of samples to the next")
-    group.add_argument("--max-residual", type=number(-1e-9, math.inf), default=0.0,
+    group.add_argument("--max-residual", type=number(0, math.inf, inclusive=True), default=0.0,
                        help="a window above it is lost; 0: as measured with the checkpoint; 10: never")  # fmt: skip
+    group.add_argument("--carry-scale", action=argparse.BooleanOptionalAction, default=True,
+                       help="measure each window's scale on the frames it shares with the one before")  # fmt: skip
+    group.add_argument("--max-scale-step", type=number(1, math.inf, inclusive=True), default=2.0,
+                       help="largest factor between the scales of neighbouring windows")  # fmt: skip
     group.add_argument("--scale-source", choices=("none", "fixed"), default="none", help="where metres come from")
     group.add_argument("--metres-per-unit", type=number(0, math.inf), default=1.0, metavar="M",
                        help="metres for one unit of the trajectory (--scale-source fixed)")  # fmt: skip
@@ -52,13 +56,15 @@ def build_parser() -> argparse.ArgumentParser:
         )
     group.add_argument("--node-name", default="trajectory_node", help="first part of the new topics' names")
     group.add_argument("--path-max-size", type=integer(2), default=1024, help="newest poses in a path")
-    group.add_argument("--frustum-size", type=number(-1e-9, math.inf), default=0.1, help="of a drawn camera; 0: none")
+    group.add_argument("--frustum-size", type=number(0, math.inf, inclusive=True), default=0.1,
+                       help="of a drawn camera; 0: none")  # fmt: skip
     group.add_argument("--frusta-max-count", type=integer(1), default=50, help="drawn cameras")
     group = parser.add_argument_group("views")
     group.add_argument("--views", type=offset, metavar="X,Y,Z",
                        help="render the view from so far to the right, down and forward of the camera, in the "
                        "trajectory's unit; write --views=-0.1,0,0")  # fmt: skip
     group.add_argument("--view-every", type=integer(1), default=1, metavar="N", help="a view for every n-th pose")
+    group.add_argument("--view-node-name", default="view_synthesis_node", help="first part of the views' topics")
     group.add_argument("--view-steps", type=integer(1), default=2, help="denoising steps of a view")
     add_model_arguments(parser, steps=1)
     return parser
@@ -73,12 +79,16 @@ def main(argv: list[str]) -> int:
     # Heavy imports only now: --help must answer at once.
     from .bag_writer import check_output
     from .entry_points import provide_rclpy
+    from .interrupts import interrupted_by_signals
 
     check_output(args.bag, args.out, args.force)
     provide_rclpy()
     from .bag_recording import Recording
 
-    with Recording(args.bag, args.image_topic, args.camera_info_topic, args.rectified_images) as recording:
+    with (
+        interrupted_by_signals(),
+        Recording(args.bag, args.image_topic, args.camera_info_topic, args.rectified_images) as recording,
+    ):
         return _run(recording, args)
 
 
@@ -87,11 +97,13 @@ def _run(recording, args: argparse.Namespace) -> int:
     from rays_as_pixels_model.pipeline import Pipeline
 
     from .bag_results import Names, Results, tf_conflicts
-    from .bag_track import OfflineTracker
+    from .offline_track import OfflineTracker
     from .progress import progress
     from .scale import MetricScale
 
-    names = Names(args.map_frame, args.odom_frame, args.base_frame, "/" + args.node_name.strip("/"))
+    node, views = ("/" + name.strip("/") for name in (args.node_name, args.view_node_name))
+    names = Names(args.map_frame, args.odom_frame, args.base_frame, node, views)
+    _check_topics(recording, names, args)
     first = next(recording.frames(), None)
     if first is None:
         raise BagError(f"{args.bag}: no image of {recording.image_topic} can be used: {_reasons(recording)}")
@@ -108,12 +120,15 @@ def _run(recording, args: argparse.Namespace) -> int:
     pipeline = Pipeline.from_checkpoint(args.checkpoint, device=args.device)
     scale = MetricScale(args.scale_source, fixed=args.metres_per_unit)
     tracker = OfflineTracker(
-        pipeline, args.window_hop, args.steps, args.samples, args.sample_every, args.seed, args.max_residual
-    )
+        pipeline, args.window_hop, steps=args.steps, samples=args.samples, sample_every=args.sample_every,
+        seed=args.seed, max_residual=args.max_residual, carry_scale=args.carry_scale,
+        max_scale_step=args.max_scale_step,
+    )  # fmt: skip
     started = time.perf_counter()
     expected = -(-recording.image_count // args.window_stride)
     with progress("estimating", expected) as advance:
-        placed = tracker.place(_decoded(recording, args.window_stride), advance)
+        size = pipeline.config.width, pipeline.config.height
+        placed = tracker.place(_decoded(recording, args.window_stride, size), advance)
     if not placed:
         tally = tracker.tally
         why = f"every window was lost: {tally.reason}" if tally.windows else _too_few(recording, pipeline, expected)
@@ -128,32 +143,39 @@ def _run(recording, args: argparse.Namespace) -> int:
     return 0
 
 
-def _decoded(recording, stride: int):
-    """Yield every stride-th frame of each life, decoded."""
-    from .bag_track import DecodedFrame
+def _check_topics(recording, names, args: argparse.Namespace) -> None:
+    """Refuse a bag that holds what would be written, before minutes of work."""
+    from rays_as_pixels_model.bags import BagError
+
+    for node, option in ((names.node, "--node-name"), (names.views if args.views else None, "--view-node-name")):
+        taken = [topic for topic in recording.topics if node and topic.startswith(node + "/")]
+        if taken:
+            raise BagError(f"{args.bag}: holds {', '.join(sorted(taken))} already; choose another {option}")
+
+
+def _decoded(recording, stride: int, size: tuple[int, int]):
+    """Yield every stride-th frame of each life, decoded and fitted to the model's (width, height)."""
+    from .offline_track import DecodedFrame
 
     count, life = 0, 0
     for frame in recording.frames():
         count, life = (count, life) if frame.life == life else (0, frame.life)
         count += 1
         if (count - 1) % stride == 0:
-            decoded = recording.decode(frame)
+            decoded = recording.decode(frame, size)
             if decoded is not None:
                 yield DecodedFrame(frame.index, *decoded, frame.life)
 
 
 def _write(recording, results, pipeline, args: argparse.Namespace) -> tuple[int, list[str]]:
     """Write the new bag; return the number of views and the topics without a definition."""
-    from rays_as_pixels_model.bags import BagError, bag_messages
+    from rays_as_pixels_model.bags import bag_messages
 
     from . import bag_writer
     from .bag_messages import to_cdr
     from .progress import progress
 
     topics = results.topics(views=args.views is not None)
-    clash = [topic for topic in topics if topic in recording.topics and topic != "/tf"]
-    if clash:
-        raise BagError(f"{args.bag}: holds {', '.join(clash)} already; choose another --node-name")
     views = 0
     reader = recording.reader
     with bag_writer.replacing_bag(args.out) as folder:
@@ -169,8 +191,8 @@ def _write(recording, results, pipeline, args: argparse.Namespace) -> tuple[int,
                 frame = recording.frame(index, connection.msgtype, raw)
                 made = list(results.of(frame))
                 if args.views is not None and (results.poses - 1) % args.view_every == 0:
-                    made += results.view(pipeline, frame, args.views, args.view_steps, args.seed)
-                    views += 1
+                    seen = list(results.view(pipeline, frame, args.views, args.view_steps, args.seed))
+                    made, views = made + seen, views + bool(seen)
                 for topic, message in made:
                     copy.add(topic, received, to_cdr(message))
                 advance()

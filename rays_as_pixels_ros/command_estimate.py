@@ -7,8 +7,6 @@ Frames: `map` is the first camera (optical axes: x right, y down, z forward), it
 from __future__ import annotations
 
 import json
-import sys
-import time
 from itertools import islice
 from pathlib import Path
 
@@ -30,6 +28,8 @@ def build_parser():
     parser.add_argument("--max-frames", type=integer(2), help="stop after this many used frames (default: all)")
     parser.add_argument("--fps", type=number(0, float("inf")), help="frame rate of an image folder (default: 30)")
     parser.add_argument("--samples", type=integer(1), default=1, help="posterior samples in each window")
+    parser.add_argument("--max-residual", type=number(0, float("inf"), inclusive=True), default=0.0,
+                        help="a window above it is lost; 0: as measured with the checkpoint; 10: never")  # fmt: skip
     add_model_arguments(parser, steps=1)
     return parser
 
@@ -38,33 +38,31 @@ def main(argv: list[str]) -> int:
     """Run the command."""
     args = build_parser().parse_args(argv)
     # Heavy imports only now: --help must answer at once.
-    from rays_as_pixels_model.media import MediaError, open_video, write_text, write_trajectory
+    from rays_as_pixels_model.media import MediaError, check_writable, open_video, write_text, write_trajectory
     from rays_as_pixels_model.pipeline import Pipeline
 
     from .trajectory_report import errors_against_truth, plot_trajectory
 
+    out = Path(args.out)
+    check_writable(out / "summary.json")
     video = open_video(args.path, fps=args.fps)
     given = given_intrinsics(args, video.width, video.height)
     pipeline = Pipeline.from_checkpoint(args.checkpoint, device=args.device)
     length = pipeline.config.frames
     hop = args.hop or (length - 1) // 2
-    if hop >= length:
-        raise ValueError(f"--hop is {hop}; windows have {length} frames and must overlap, so at most {length - 1}")
     expected = None if video.frame_count is None else -(-video.frame_count // args.stride)
     if expected is not None and expected < length:
         raise MediaError(
             f"{args.path}: {video.frame_count} frames give {expected} at stride {args.stride}; "
             f"one window needs {length}"
         )
-    frames = islice(enumerate(video), 0, None, args.stride)
-    used, T_map_camera, summary = _estimate(pipeline, video, given, islice(frames, args.max_frames), length, hop, args)
+    used, T_map_camera, summary = _estimate(pipeline, video, given, hop, args)
     seconds = [video.time(index) for index in used]
     summary = {"input": args.path, "size": list(video.size), "stride": args.stride, "hop": hop, **summary}
     truth = None if video.T_world_camera is None else video.T_world_camera[used]
     if truth is not None:
         summary["errors"] = errors_against_truth(T_map_camera, truth, span=length - 1)
 
-    out = Path(args.out)
     note = "camera to first camera, optical axes (x right, y down, z forward), up to scale"
     write_trajectory(out / "trajectory.txt", seconds, T_map_camera, note)
     plot_trajectory(out / "trajectory.png", seconds, T_map_camera, truth, title=Path(args.path).name)
@@ -73,73 +71,66 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _estimate(pipeline, video, given, frames, length, hop, args):
+def _fitted(video, given, args, size: tuple[int, int]):
+    """Yield every stride-th frame, at most --max-frames, fitted to the model's (width, height)."""
+    from rays_as_pixels_model.geometry import fit_frames
+
+    from .offline_track import DecodedFrame
+
+    for index, rgb in islice(islice(enumerate(video), 0, None, args.stride), args.max_frames):
+        camera = given or (video.frame_intrinsics[index] if video.frame_intrinsics else None)
+        fitted, camera = fit_frames(rgb[None], camera, *size)
+        yield DecodedFrame(index, fitted[0], camera)
+
+
+def _estimate(pipeline, video, given, hop: int, args):
     """Run every window; return frame numbers, poses T_map_camera (T, 4, 4) and the run's figures."""
     import numpy as np
 
-    from rays_as_pixels_model.geometry import GeometryError
     from rays_as_pixels_model.media import MediaError
 
+    from .offline_track import OfflineTracker
     from .progress import progress
-    from .stitching import Stitcher
-    from .window import overlapping_windows
 
-    stitcher = Stitcher(memory=sys.maxsize)
+    tracker = OfflineTracker(
+        pipeline, hop, steps=args.steps, draws=args.samples, seed=args.seed, max_residual=args.max_residual
+    )
+    tally, length = tracker.tally, tracker.length
     total = None if video.frame_count is None else -(-video.frame_count // args.stride)
-    used, residuals, views, lost, windows, busy = [], [], [], 0, 0, 0.0
-    reason = ""
     with progress("estimating", min(filter(None, (total, args.max_frames)), default=None)) as advance:
-        for window in overlapping_windows(_counted(frames, advance), length, hop):
-            numbers, images = zip(*window, strict=True)
-            camera = given or (video.frame_intrinsics[numbers[0]] if video.frame_intrinsics else None)
-            started = time.perf_counter()
-            try:
-                found = pipeline.estimate_trajectory(
-                    np.stack(images), camera, steps=args.steps, samples=args.samples, seed=args.seed
-                )
-            except GeometryError as error:
-                lost, reason = lost + 1, str(error)
-                continue
-            finally:
-                windows += 1
-                busy += time.perf_counter() - started
-            used += [frame.frame for frame in stitcher.add(numbers, found.T_reference_camera)]
-            residuals.append(float(np.median(found.residual)))
-            views.append(found.intrinsics.horizontal_fov_deg())
-    if not used:
-        why = f"every window was lost: {reason}" if windows else f"fewer frames than one window needs ({length})"
+        size = pipeline.config.width, pipeline.config.height
+        placed = tracker.place(_fitted(video, given, args, size), advance)
+    if not placed:
+        why = f"every window was lost: {tally.reason}" if tally.windows else f"fewer frames than a window, {length}"
         raise MediaError(f"{args.path}: {why}")
     source = "given" if given else "cameras.json" if video.frame_intrinsics else "estimated"
     figures = {
-        "frames": len(used),
+        "frames": len(placed),
         "window_frames": length,
-        "windows": windows,
-        "lost_windows": lost,
-        "breaks": stitcher.segments,
+        "windows": tally.windows,
+        "lost_windows": tally.lost,
+        "lost_reason": tally.reason,
+        "breaks": tally.breaks,
         "steps": args.steps,
         "samples": args.samples,
         "seed": args.seed,
         "intrinsics": source,
-        "horizontal_fov_deg": float(np.median(views)),
-        "residual_median": float(np.median(residuals)),
+        "horizontal_fov_deg": float(np.median(tally.fov_deg)),
+        "residual_median": float(np.median(tally.residuals)),
         "unit": "scene scale of the first window, not metres",
-        "model_seconds": busy,
-        "frames_per_s": len(used) / busy,
+        "model_seconds": tally.seconds,
+        "frames_per_s": len(placed) / tally.seconds,
     }
-    return used, np.stack([stitcher.pose(number) for number in used]), figures
-
-
-def _counted(frames, advance):
-    for frame in frames:
-        yield frame
-        advance()
+    frames = [frame.stitched for frame in placed]
+    return [frame.frame for frame in frames], np.stack([frame.T_map_camera for frame in frames]), figures
 
 
 def _print(summary: dict, out: Path) -> None:
     print(f"{summary['frames']} frames in {summary['windows']} windows, {summary['frames_per_s']:.1f} frames/s", end="")
     print(f", field of view {summary['horizontal_fov_deg']:.1f} deg ({summary['intrinsics']})")
     if summary["lost_windows"]:
-        print(f"{summary['lost_windows']} windows lost, {summary['breaks']} breaks in the trajectory")
+        print(f"{summary['lost_windows']} windows lost (the last: {summary['lost_reason']}), ", end="")
+        print(f"{summary['breaks']} breaks in the trajectory")
     if "errors" in summary:
         errors = summary["errors"]
         print(

@@ -55,12 +55,14 @@ def main(argv: list[str]) -> int:
     # Heavy imports only now: --help must answer at once.
     import numpy as np
 
-    from rays_as_pixels_model.media import open_video, write_png, write_trajectory, write_video
+    from rays_as_pixels_model.media import check_writable, open_video, write_png, write_trajectory, write_video
     from rays_as_pixels_model.pipeline import Pipeline
 
     from . import paths
     from .progress import progress
 
+    out = Path(args.out)
+    check_writable(out / "poses.txt")
     video = open_video(args.path)
     numbers = [args.frame + index * args.stride for index in range(args.sources)]
     metric = args.sources > 1
@@ -102,7 +104,6 @@ def main(argv: list[str]) -> int:
         )  # fmt: skip
     seconds = time.perf_counter() - started
 
-    out = Path(args.out)
     for index, view in enumerate(views.frames):
         write_png(out / f"view_{index:03d}.png", view)
     write_video(out / "views.mp4", views.frames, fps=8)

@@ -25,6 +25,7 @@ from rays_as_pixels_model.geometry import (
     Distortion,
     GeometryError,
     Intrinsics,
+    fit_frames,
     pose_from_quaternion,
     quaternion_from_matrix,
 )
@@ -178,21 +179,11 @@ def camera_from_info(info: CameraInfo, rectified: bool = False) -> tuple[Intrins
     try:
         full = Intrinsics.from_opencv(m[fx], m[fy], m[cx], m[cy], info.width, info.height)
         lens = () if rectified else tuple(float(c) for c in info.d)
-        return _region(full, info), Distortion(info.distortion_model if lens else "", lens)
+        roi = info.roi.x_offset, info.roi.y_offset, info.roi.width, info.roi.height
+        camera = full.read_out(roi, (info.binning_x, info.binning_y))
+        return camera, Distortion(info.distortion_model if lens else "", lens)
     except GeometryError as error:
         raise ConversionError(f"camera_info: {error}") from error
-
-
-def _region(full: Intrinsics, info: CameraInfo) -> Intrinsics:
-    """Return the camera of a sensor's region of interest, binned; a roi of zeros is the whole, a binning of 0 is 1."""
-    x, y, width, height = info.roi.x_offset, info.roi.y_offset, info.roi.width, info.roi.height
-    if any((x, y, width, height)):
-        if not (0 < width <= full.width - x and 0 < height <= full.height - y):
-            raise GeometryError(
-                f"its roi, {width}x{height} at ({x}, {y}), is not within the {full.width}x{full.height} of the camera"
-            )
-        full = full.cropped(x, y, width, height)
-    return full.binned(info.binning_x or 1, info.binning_y or 1)
 
 
 def check_size(camera: Intrinsics, width: int, height: int) -> None:
@@ -239,6 +230,19 @@ def pinhole_frame(
             rgb = cv2.resize(rgb, (intrinsics.width, intrinsics.height), interpolation=cv2.INTER_AREA)
         rgb = cv2.remap(rgb, *_undistort_maps(intrinsics, distortion), cv2.INTER_LINEAR)
     return rgb, intrinsics
+
+
+def fitted_frame(
+    image: Image | CompressedImage, info: CameraInfo, width: int, height: int, rectified: bool = False
+) -> tuple[np.ndarray, Intrinsics]:
+    """Decode an image, undo its lens distortion and fit it to width x height: what a window is made of.
+
+    Raises:
+        ConversionError: as `pinhole_frame`.
+    """
+    rgb, intrinsics = pinhole_frame(image, info, (width, height), rectified)
+    fitted, intrinsics = fit_frames(rgb[None], intrinsics, width, height)
+    return fitted[0], intrinsics
 
 
 def camera_info(intrinsics: Intrinsics, ns: int, frame_id: str) -> CameraInfo:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import sys
 import tempfile
 import time
@@ -47,6 +46,10 @@ def build_parser():
     )
     parser.add_argument("--seed", type=integer(0), default=_SEED,
                         help="of the procedural scene, its path and the views")  # fmt: skip
+    parser.add_argument("--scenes", default="plain",
+                        help="the procedural scene: plain, varied, or of geometry, lights, sensor, motion, lens joined "
+                        "by '+' (docs/scenes.md)")  # fmt: skip
+    parser.add_argument("--difficulty", type=number(0, 1, inclusive=True), default=1.0, help="of --scenes; 0 is plain")
     parser.add_argument("--fov", type=number(10, 160), default=70.0, metavar="DEG",
                         help="horizontal field of view of an input that states none")  # fmt: skip
     parser.add_argument("--checkpoint", metavar="DIR", help="checkpoint folder; without it, the one that is shipped")
@@ -59,24 +62,35 @@ def build_parser():
 
 def main(argv: list[str]) -> int:
     """Run the command."""
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if args.input is not None and args.scenes != "plain":
+        parser.error("--scenes is for the procedural scene, not for --input")
     started = time.monotonic()
     # Heavy imports only now: --help must answer at once.
     import embedded_ros
     from rays_as_pixels_model.checkpoint import read_config
+    from rays_as_pixels_model.media import check_writable
+    from rays_as_pixels_model.scenes import Profile
 
     from .demo_processes import DemoError, NodeProcesses, free_domain
     from .demo_source import open_source
+    from .interrupts import interrupted_by_signals
 
-    for name in ("SIGTERM", "SIGHUP"):
-        signal.signal(getattr(signal, name), _interrupt)
+    try:
+        Profile.parse(args.scenes)
+    except ValueError as error:
+        parser.error(str(error))
     config = read_config(args.checkpoint)[1]
-    source = open_source(args.input, args.seed, args.seconds, args.fov, config.frames)
     out = Path(args.out)
+    check_writable(out / "summary.json")
+    source = open_source(
+        args.input, args.seed, args.seconds, args.fov, config.frames, args.scenes, args.difficulty
+    )
     out.parent.mkdir(parents=True, exist_ok=True)
     domain = free_domain() if args.domain is None else args.domain
     runtime = embedded_ros.install()
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
+    with interrupted_by_signals(), tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
         work = Path(folder)
         try:
             with NodeProcesses(work / "logs", domain, embedded_ros.loopback_uri()) as nodes:
@@ -90,10 +104,6 @@ def main(argv: list[str]) -> int:
         _move(work, out)
     _show(summary, source, run, out, time.monotonic() - started)
     return 0
-
-
-def _interrupt(number: int, frame) -> None:
-    raise KeyboardInterrupt
 
 
 def _say(text: str) -> None:

@@ -88,7 +88,7 @@ def make_views(
             if stamp in record.truth:
                 T_world_view = record.truth[stamp] @ T_source_view
                 # Rendered at the size of the camera's images and made smaller as they are.
-                true_picture = source.render(T_world_view[None], image_camera)
+                true_picture = source.render(T_world_view[None], image_camera, record.truth[stamp])
                 if true_picture is not None:
                     truth = fit_frames(true_picture, image_camera, camera.width, camera.height)[0][0]
                     if stamp not in depths:

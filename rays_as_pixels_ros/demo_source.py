@@ -8,7 +8,6 @@ Poses are camera to world, optical axes (x right, y down, z forward). A source i
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -54,8 +53,12 @@ class DemoSource:
         """Largest length that views are moved by, in the unit of the goal's poses."""
         return _FARTHEST  # metres_per_unit is set to 1: the unit is the scene's depth
 
-    def render(self, T_world_camera: np.ndarray, camera: Intrinsics) -> np.ndarray | None:
-        """Return true pictures (V, H, W, 3) uint8 at poses (V, 4, 4), or None where nobody knows them."""
+    def render(self, T_world_view: np.ndarray, camera: Intrinsics, T_world_source: np.ndarray) -> np.ndarray | None:
+        """Return true pictures (V, H, W, 3) uint8 at poses (V, 4, 4), or None where nobody knows them.
+
+        Args:
+            T_world_source: (4, 4), the pose of the image at whose moment they are taken.
+        """
         return None
 
     def depth(self, T_world_camera: np.ndarray) -> float | None:
@@ -84,57 +87,64 @@ class ProceduralSource(DemoSource):
 
     kind = "procedural"
 
-    def __init__(self, seed: int, seconds: float):
+    def __init__(self, seed: int, seconds: float, scenes: str = "plain", difficulty: float = 1.0):
+        """
+        Raises:
+            ValueError: see `Profile.parse`, or (NoRoomError) a scene without free space for a camera.
+        """
+        from rays_as_pixels_model.scenes import Profile, TextureBank, shot_of_camera
+
         frames = int(np.clip(seconds * _RATE, 20, _LONGEST))
         arguments = {
             "source": "procedural", "seed": seed, "frames": frames, "width": WIDTH, "height": HEIGHT,
             "horizontal_fov": HORIZONTAL_FOV, "rate": _RATE, "style": _STYLE, "at_end": "bounce",
+            "scenes": scenes, "difficulty": difficulty,
         }  # fmt: skip
-        super().__init__(arguments, 2, f"procedural scene {seed}", _RATE, WIDTH * HEIGHT)
-        self._seed, self._frames = seed, frames
-
-    @cached_property
-    def _scene(self):
-        from rays_as_pixels_model.scenes import TextureBank, random_scene
-
-        return random_scene(self._seed, TextureBank.default(split="held_out"))
+        kind = "procedural" if scenes == "plain" else scenes
+        super().__init__(arguments, 2, f"{kind} scene {seed}", _RATE, WIDTH * HEIGHT)
+        bank, camera = TextureBank.default(split="held_out"), Intrinsics.from_fov(HORIZONTAL_FOV, WIDTH, HEIGHT)
+        profile = Profile.parse(scenes, difficulty)
+        self._shot, self._camera = shot_of_camera(seed, bank, frames, profile, camera, _STYLE)
 
     def reach(self, window: int) -> float:
         """A share of the least depth on the path, but no farther than the path keeps from every surface."""
-        from rays_as_pixels_model.scenes import random_path
         from rays_as_pixels_model.scenes.paths import CLEARANCE
 
-        path = random_path(self._seed, self._scene, self._frames, style=_STYLE)
-        least = min(self.depth(pose) for pose in path[:: max(1, self._frames // 6)])
+        path = self._shot.T_world_camera
+        least = min(self.depth(pose) for pose in path[:: max(1, len(path) // 6)])
         return min(_FARTHEST * least, CLEARANCE)
 
-    def render(self, T_world_camera: np.ndarray, camera: Intrinsics) -> np.ndarray:
-        """Render the scene."""
-        from rays_as_pixels_model.scenes import render
+    def render(self, T_world_view: np.ndarray, camera: Intrinsics, T_world_source: np.ndarray) -> np.ndarray:
+        """Render the scene with the camera's own lens, exposure and tone."""
+        return self._shot.view(T_world_view, camera, self._moment(T_world_source))[0]
 
-        return render(self._scene, T_world_camera, camera)[0]
+    def _moment(self, T_world_camera: np.ndarray) -> int:
+        """The frame of the path whose pose this is."""
+        return int(np.abs(self._shot.T_world_camera - T_world_camera).max(axis=(1, 2)).argmin())
 
     def depth(self, T_world_camera: np.ndarray) -> float:
         """Harmonic mean depth of the view at a pose, metres."""
-        from rays_as_pixels_model.scenes import render
-
-        small = Intrinsics.from_fov(HORIZONTAL_FOV, WIDTH // 4, HEIGHT // 4)
-        return float(1.0 / np.mean(1.0 / render(self._scene, T_world_camera[None], small)[1]))
+        small = self._camera.resized(WIDTH // 4, HEIGHT // 4)
+        return float(1.0 / np.mean(1.0 / self._shot.view(T_world_camera[None], small, 0)[1]))
 
 
-def open_source(path: str | None, seed: int, seconds: float, fov: float, window: int) -> DemoSource:
+def open_source(
+    path: str | None, seed: int, seconds: float, fov: float, window: int, scenes: str = "plain", difficulty: float = 1.0
+) -> DemoSource:
     """Look at the input before any process is started.
 
     Args:
         path: None is the procedural scene; else what camera_player opens (a number is a webcam).
         fov: horizontal field of view in degrees for files that state none.
         window: frames of the model's window.
+        scenes, difficulty: of the procedural scene, see `model/scenes/shots.py`.
 
     Raises:
+        NoRoomError: a procedural scene without free space for a camera.
         MediaError: nothing there, not readable, or too short; one line.
     """
     if path is None:
-        return ProceduralSource(seed, seconds)
+        return ProceduralSource(seed, seconds, scenes, difficulty)
     video = open_video(path)
     stride = max(1, round(video.fps / _RATE))
     count = video.frame_count

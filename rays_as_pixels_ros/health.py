@@ -19,12 +19,24 @@ LOST = "images lost in transit", "camera_infos lost in transit"
 MISSING = "images missing for a camera_info", "camera_infos missing for an image"
 
 
-LEAST_CONTRAST = 2.0  # grey levels; a covered lens or a dark room is below
+_LEAST_CONTRAST = 2.0  # grey levels; a covered lens or a dark room is below
 
 
 def contrast(frames: np.ndarray) -> float:
     """Standard deviation over the pixels of the flattest of frames (T, H, W, 3) uint8, in its best channel."""
     return float(frames.std(axis=(1, 2)).max(axis=-1).min())
+
+
+def blank(frames: np.ndarray) -> str | None:
+    """Say why a window of frames (T, H, W, 3) uint8 shows nothing, or None; the model would give cameras for it."""
+    spread = contrast(frames)
+    return None if spread >= _LEAST_CONTRAST else f"an image shows nothing: its grey levels spread by {spread:.1f}"
+
+
+def mistrusted(residual: np.ndarray, max_residual: float) -> str | None:
+    """Say why a window with residuals (T,) is lost, or None."""
+    median = float(np.median(residual))
+    return None if median <= max_residual else f"residual {median:.4f} is over {max_residual:.4f}"
 
 
 class Health:
@@ -74,10 +86,6 @@ class Health:
         with self._lock:
             self.counts[name] += by
 
-    def trusts(self, residual: np.ndarray) -> bool:
-        """Say whether a window with residuals (T,) can be trusted."""
-        return bool(np.median(residual) <= self.max_residual)
-
     def window(self, residual: np.ndarray, latency_s: float) -> bool:
         """Note one window's residuals (T,) and its latency in seconds; says whether the window can be trusted."""
         with self._lock:
@@ -85,10 +93,10 @@ class Health:
             self._residual = float(np.median(residual))
             self._latencies.append(latency_s)
             self.lost = None
-            if self.trusts(residual):
-                return True
-        self.lose(f"residual {self._residual:.4f} is over {self.max_residual:.4f}")
-        return False
+        reason = mistrusted(residual, self.max_residual)
+        if reason is not None:
+            self.lose(reason)
+        return reason is None
 
     def lose(self, reason: str) -> None:
         """Note a window without cameras: the node is lost until the next good one."""

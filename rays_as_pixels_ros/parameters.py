@@ -160,7 +160,11 @@ CAMERA_PLAYER = (
         "image_qos", "reliable", "Reliability of image_raw and camera_info.", choices=("best_effort", "reliable")
     ),
     Parameter(
-        "horizontal_fov", 70.0, "Degrees; camera of procedural scenes and of files that state none.", 10.0, 160.0
+        "horizontal_fov",
+        70.0,
+        "Degrees; camera of procedural scenes (but of those with lens) and of files that state none.",
+        10.0,
+        160.0,
     ),
     Parameter("width", 192, "Pixels (procedural).", 16, 4096),
     Parameter("height", 128, "Pixels (procedural).", 16, 4096),
@@ -169,9 +173,16 @@ CAMERA_PLAYER = (
     Parameter(
         "style",
         "",
-        "handheld, forward, orbit, yaw; empty: any (procedural).",
-        choices=("", "handheld", "forward", "orbit", "yaw"),
+        "How the camera moves; empty: any; walking, robot, still: of scenes with motion alone (procedural).",
+        choices=("", "handheld", "forward", "orbit", "yaw", "walking", "robot", "still"),
     ),
+    Parameter(
+        "scenes",
+        "plain",
+        "plain, varied (all groups), or some of geometry, lights, sensor, motion, lens joined by '+' (procedural; "
+        "docs/scenes.md).",
+    ),
+    Parameter("difficulty", 1.0, "How strong the groups of scenes are; 0 is plain (procedural).", 0.0, 1.0),
     Parameter("textures", "", "Folder with more textures (procedural)."),
     Parameter(
         "texture_split",

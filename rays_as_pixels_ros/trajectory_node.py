@@ -23,12 +23,12 @@ from tf2_ros import Buffer, TransformBroadcaster, TransformException, TransformL
 from visualization_msgs.msg import MarkerArray
 
 from rays_as_pixels_interfaces.srv import SaveTrajectory
-from rays_as_pixels_model.geometry import Intrinsics, fit_frames
+from rays_as_pixels_model.geometry import Intrinsics
 from rays_as_pixels_model.results import TrajectoryEstimate
 
 from . import conversions
 from .camera_node import BEST_EFFORT, LATCHED, RELIABLE, CameraFrame, CameraNode, main_of
-from .health import LEAST_CONTRAST, Health, contrast
+from .health import Health, blank, mistrusted
 from .parameters import TRAJECTORY
 from .placing import Place, WindowPlacer
 from .scale import MetricScale, distance_between
@@ -171,12 +171,13 @@ class TrajectoryNode(CameraNode):
         """Decode a frame and fit it to the model's size (worker thread)."""
         config = self._pipeline.config
         try:
-            rgb, intrinsics = frame.decode((config.width, config.height))
+            rgb, intrinsics = conversions.fitted_frame(
+                frame.image, frame.info, config.width, config.height, frame.rectified
+            )  # fmt: skip
         except conversions.ConversionError as error:
             self._refuse_frame(error)
             return None
-        fitted, intrinsics = fit_frames(rgb[None], intrinsics, config.width, config.height)
-        return _Prepared(frame.stamp, frame.frame_id, fitted[0], intrinsics)
+        return _Prepared(frame.stamp, frame.frame_id, rgb, intrinsics)
 
     # Work
 
@@ -197,13 +198,13 @@ class TrajectoryNode(CameraNode):
     def _estimate(self, window: Window) -> None:
         """Run the model on a window, join it to the trajectory, and publish its new frames."""
         frames, intrinsics = np.stack([item.rgb for item in window.items]), window.items[-1].intrinsics
-        if contrast(frames) < LEAST_CONTRAST:
-            self._health.lose(f"an image shows nothing: its grey levels spread by {contrast(frames):.1f}")
+        if (nothing := blank(frames)) is not None:
+            self._health.lose(nothing)
             return
         estimate = self._pipeline.estimate_trajectory(
             frames, intrinsics, steps=self._p.steps, seed=self._p.seed, reference=0
         )
-        trusted = self._health.trusts(estimate.residual)
+        trusted = mistrusted(estimate.residual, self._health.max_residual) is None
         known = self._placer.covariances(self._pipeline, frames, intrinsics, estimate) if trusted else None
         with self._track_lock:
             if window.life != self._windows.life:

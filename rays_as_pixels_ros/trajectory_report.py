@@ -6,6 +6,7 @@ Poses are camera to some frame, (T, 4, 4), optical axes; the estimate's unit is 
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -90,5 +91,6 @@ def plot_trajectory(
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
     figure.suptitle(f"{title} ({unit})", fontsize="medium")
-    with replacing(path) as temporary:
+    with replacing(path) as temporary, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # a file's name in letters that the font lacks
         figure.savefig(temporary, dpi=110)

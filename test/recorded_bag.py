@@ -65,7 +65,7 @@ def transform(ns, parent, child, xyz=(0.0, 0.0, 0.0), xyzw=(0.0, 0.0, 0.0, 1.0))
 
 
 def recorded(compressed=False, k=K, d=(0.0,) * 5, topic="/camera/image_raw", infos=True, stamps=None, moving=False,
-             mount=True):  # fmt: skip
+             mount=True, pictures=None):  # fmt: skip
     """List (topic, type, time of reception in ns, message): images 20 ms after their stamps, and other topics."""
     stamps = [START + i * PERIOD for i in range(8)] if stamps is None else stamps
     # A camera 0.3 m ahead of the robot's middle and 0.5 m up, looking forward.
@@ -73,7 +73,8 @@ def recorded(compressed=False, k=K, d=(0.0,) * 5, topic="/camera/image_raw", inf
     out = [("/tf_static", TF, START - PERIOD,
             transform(START, "base_link", mounted, (0.3, 0.0, 0.5), (-0.5, 0.5, -0.5, 0.5)))]  # fmt: skip
     kind = COMPRESSED if compressed else IMAGE
-    for index, (rgb, stamp) in enumerate(zip(frames(len(stamps)), stamps, strict=True)):
+    pictures = frames(len(stamps)) if pictures is None else pictures
+    for index, (rgb, stamp) in enumerate(zip(pictures, stamps, strict=True)):
         received = START + index * PERIOD + 20_000_000
         out.append((topic + ("/compressed" if compressed else ""), kind, received, image(rgb, stamp, compressed)))
         if infos:

@@ -2,20 +2,25 @@
 """rays-as-pixels bag: bags that rosbags wrote, and what rosbags and the mcap library read in the result."""
 
 import importlib.util
+import os
 import re
+import signal
+import time
 
 import cv2
 import numpy as np
 import pytest
-from recorded_bag import BARREL, IMAGE, OPTICAL, PERIOD, START, K, frames, recorded, write_bag
+from recorded_bag import BARREL, IMAGE, OPTICAL, PERIOD, SIZE, START, STORE, K, frames, recorded, write_bag
 from rosbags.highlevel import AnyReader
 from rosbags.interfaces import QosDurability, QosReliability
 from rosbags.rosbag2 import StoragePlugin
 from scipy.spatial.transform import Rotation
 
+from rays_as_pixels_model.bags import BagError
 from rays_as_pixels_model.media import read_trajectory, write_png
-from rays_as_pixels_ros import cli, command_bag, parameters
+from rays_as_pixels_ros import bag_writer, cli, command_bag, parameters
 from rays_as_pixels_ros.conversions import T_REP103_OPTICAL
+from rays_as_pixels_ros.interrupts import interrupted_by_signals
 
 ADDED = {
     "/trajectory_node/pose": "geometry_msgs/msg/PoseWithCovarianceStamped",
@@ -55,8 +60,8 @@ def estimated(folder, images):
     """Run `rays-as-pixels estimate` on images; T_map_camera (T, 4, 4)."""
     for index, picture in enumerate(images):
         write_png(folder / "images" / f"{index:03d}.png", picture)
-    given = ",".join(map(str, K))
-    assert cli.main(["estimate", str(folder / "images"), "--out", str(folder / "found"), "--intrinsics", given]) == 0
+    given = ["--intrinsics", ",".join(map(str, K)), *KEEP_ALL[:2]]
+    assert cli.main(["estimate", str(folder / "images"), "--out", str(folder / "found"), *given]) == 0
     return read_trajectory(folder / "found" / "trajectory.txt")[1]
 
 
@@ -80,6 +85,7 @@ def test_the_trajectory_lies_beside_the_original_topics(tmp_path, storage, compr
         assert connections[topic].msgtype == old[topic].msgtype
         assert connections[topic].ext.offered_qos_profiles == old[topic].ext.offered_qos_profiles
         assert connections[topic].msgdef.data == old[topic].msgdef.data
+        assert connections[topic].digest == old[topic].digest, topic
     assert connections["/tf_static"].ext.offered_qos_profiles[0].durability == QosDurability.TRANSIENT_LOCAL
     assert {t: c.msgtype for t, c in connections.items() if t not in before} == ADDED
     for topic in ADDED:
@@ -195,6 +201,14 @@ def cut(path):
     path.write_bytes(data[: len(data) // 2])
 
 
+def covered_lens():
+    return recorded(pictures=np.full((8, *SIZE[::-1], 3), 7, np.uint8))
+
+
+def views_recorded_live():
+    return recorded() + recorded(topic="/view_synthesis_node/rendered/image_raw", infos=False)
+
+
 def several_cameras():
     return recorded() + recorded(topic="/left/image_raw")
 
@@ -206,9 +220,12 @@ BAD = {
     "no image topic": (lambda: [m for m in recorded() if m[1] != IMAGE], None, [], "no Image or CompressedImage"),
     "several": (several_cameras, None, [], "--image-topic, one of: /camera/image_raw, /left/image_raw"),
     "wrong topic": (recorded, None, ["--image-topic", "/x"], "Image topic '/x'.*/camera/image_raw"),
-    "no info": (lambda: recorded(infos=False), None, [], "no CameraInfo topics; name --camera-info-topic"),
+    "no info": (lambda: recorded(infos=False), None, [], "no CameraInfo topics.*estimate` takes images without"),
     "zero info": (lambda: recorded(k=(0.0, 0.0, 0.0, 0.0)), None, [], "/camera/camera_info: .*(not calibrated|focal)"),
     "base unknown": (recorded, None, ["--base-frame", "hull"], "to base_frame 'hull' is missing"),
+    "covered lens": (covered_lens, None, ["--base-frame", ""], "every window was lost: an image shows nothing: its"),
+    "views there": (views_recorded_live, None, ["--image-topic", "/camera/image_raw", "--views=0,0,0"],
+                    "holds /view_synthesis_node/rendered/image_raw already; choose another --view-node-name"),
     "too few": (lambda: recorded(stamps=[START, START + PERIOD]), None, [], "2 frames are used.*needs 5"),
 }  # fmt: skip
 
@@ -245,6 +262,52 @@ def test_an_unknown_storage_is_named(tmp_path, capsys):
     assert "'tape' not supported" in capsys.readouterr().err
 
 
+def test_the_bag_that_is_read_is_never_written_to(tmp_path, capsys):
+    bag = write_bag(tmp_path / "drive", recorded()[:1])
+    before = sorted((p, p.read_bytes()) for p in bag.iterdir())
+    for out in (bag / "drive.mcap", bag / "new.mcap", tmp_path / "drive" / "new"):
+        assert cli.main(["bag", str(bag), "--out", str(out), "--force"]) == 1
+        assert "lies in the bag that is read" in capsys.readouterr().err
+    assert cli.main(["bag", str(bag), "--out", str(bag / "drive.mcap" / "new.mcap")]) == 1
+    assert sorted((p, p.read_bytes()) for p in bag.iterdir()) == before
+
+
+def test_a_place_that_cannot_be_written_is_told_before_any_work(tmp_path, capsys):
+    bag = write_bag(tmp_path / "drive", recorded()[:1])  # no image: any work would fail
+    (tmp_path / "file").write_text("x")
+    assert cli.main(["bag", str(bag), "--out", str(tmp_path / "file" / "new.mcap")]) == 1
+    assert capsys.readouterr().err.endswith(f"cannot be written: {tmp_path / 'file'} is no folder\n")
+
+
+@pytest.mark.parametrize("out", ["new.mcap", "new.db3", "new"])
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, out):
+    """Files may be no longer than 100 kB here; the same happens where the disk ends."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with pytest.raises(BagError, match=rf"{out}: cannot be written: .+") as error:
+            with bag_writer.replacing_bag(tmp_path / out) as folder:
+                with bag_writer.writer(folder, tmp_path / out) as bag:
+                    topic = bag.add_connection("/t", "std_msgs/msg/String", typestore=STORE)
+                    for time in range(300):
+                        bag.write(topic, time, bytes(10_000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "\n" not in str(error.value) and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_leaves_nothing_half_written(tmp_path, sent):
+    before = signal.getsignal(sent)
+    with pytest.raises(KeyboardInterrupt):
+        with interrupted_by_signals(), bag_writer.replacing_bag(tmp_path / "new.mcap") as folder:
+            with bag_writer.writer(folder, tmp_path / "new.mcap"):
+                os.kill(os.getpid(), sent)
+                time.sleep(1)
+    assert list(tmp_path.iterdir()) == [] and signal.getsignal(sent) is before
+
+
 @pytest.mark.slow
 def test_nothing_is_overwritten_without_force(tmp_path, capsys):
     bag, out = write_bag(tmp_path / "drive", recorded()), tmp_path / "new"
@@ -272,7 +335,7 @@ def test_nothing_is_overwritten_without_force(tmp_path, capsys):
 def test_options_are_the_nodes_parameters():
     """Names and defaults are those of trajectory_node; what a recording has no use for is left out."""
     left_out = {"autostart", "image_transport", "image_qos", "silence_timeout", "queue_size", "publish_raxels",
-                "carry_scale", "max_scale_step", "loop_every"}  # fmt: skip
+                "loop_every"}  # fmt: skip
     args = command_bag.build_parser().parse_args(["in", "--out", "out"])
     for parameter in parameters.TRAJECTORY:
         if parameter.name not in left_out:

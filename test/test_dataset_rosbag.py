@@ -67,16 +67,17 @@ def image_message(frame, time, frame_id, encoding):
     if encoding in ("jpeg", "png"):
         _, data = cv2.imencode(f".{encoding}", frame[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])
         return message("sensor_msgs/msg/CompressedImage", header=header(time, frame_id), format=encoding, data=data)
-    padding = np.zeros((SIZE[1], 5), np.uint8)  # rows may be longer than their pixels
+    height, width = frame.shape[:2]
+    padding = np.zeros((height, 5), np.uint8)  # rows may be longer than their pixels
     pixels = {
         "rgb8": frame,
         "bgr8": frame[..., ::-1],
         "bgra8": np.concatenate([frame[..., ::-1], frame[..., :1]], 2),
         "mono8": cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY),
         "bayer_rggb8": bayer(frame),
-    }[encoding].reshape(SIZE[1], -1)
+    }[encoding].reshape(height, -1)
     data = np.concatenate([pixels, padding], axis=1)
-    return message("sensor_msgs/msg/Image", header=header(time, frame_id), height=SIZE[1], width=SIZE[0],
+    return message("sensor_msgs/msg/Image", header=header(time, frame_id), height=height, width=width,
                    encoding=encoding, is_bigendian=0, step=data.shape[1], data=data.ravel())  # fmt: skip
 
 
@@ -209,6 +210,40 @@ def test_distortion_of_camera_info_is_undone_and_rectified_images_are_left_alone
     (video,) = open_dataset(tmp_path / "rect")
     assert_same_cameras(video, tolerance=TOLERANCE)
     np.testing.assert_array_equal(video.load(2), rendered().frames[2])
+
+
+@pytest.mark.parametrize("d", [(0.0,) * 5, BARREL], ids=["pinhole", "barrel"])
+def test_pixels_of_a_binned_region_look_where_those_of_the_whole_sensor_did(tmp_path, d):
+    """The driver cuts and bins; the loaded camera then shows along each ray what the whole one shows there."""
+    x, y, width, height, bins = 30, 22, 180, 120, (3, 5)
+
+    def cut_and_bin(recorded):
+        for info in of(recorded, "/camera/camera_info"):
+            info.roi = message("sensor_msgs/msg/RegionOfInterest", x_offset=x, y_offset=y, height=height, width=width,
+                               do_rectify=False)  # fmt: skip
+            info.binning_x, info.binning_y = bins
+
+    sensor = seen_through(brown_slopes(d)) if any(d) else rendered().frames
+    cut = sensor[:, y : y + height, x : x + width].astype(float)
+    binned = cut.reshape(len(cut), height // bins[1], bins[1], width // bins[0], bins[0], 3).mean((2, 4))
+    write_bag(tmp_path / "drive", changed(cut_and_bin, frames=binned.round().astype(np.uint8), d=d))
+    (video,) = open_dataset(tmp_path / "drive")
+    found = video.intrinsics[2]
+    assert (found.width, found.height) == (60, 24)
+    if not any(d):
+        fx, fy, cx, cy = INTRINSICS.to_opencv()
+        K = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
+        points = np.array([[0.1, 0.2, 1.0], [-0.3, 0.05, 1.2], [0.0, -0.2, 2.0]])
+        on_sensor = cv2.projectPoints(points, np.zeros(3), np.zeros(3), K, None)[0][:, 0] + 0.5 - [x, y]
+        own = points[:, :2] / points[:, 2:] * [found.fx, found.fy] + [found.cx, found.cy]
+        np.testing.assert_allclose(own, on_sensor / bins, atol=1e-6)
+    column, row = np.meshgrid(np.arange(60) + 0.5, np.arange(24) + 0.5)
+    slopes = [(column - found.cx) / found.fx, (row - found.cy) / found.fy]
+    k = INTRINSICS
+    at = [(slopes[0] * k.fx + k.cx - 0.5).astype(np.float32), (slopes[1] * k.fy + k.cy - 0.5).astype(np.float32)]
+    smooth = cv2.blur(rendered().frames[2], bins)  # what a bin takes together
+    error = np.abs(cv2.remap(smooth, *at, cv2.INTER_LINEAR).astype(float) - video.load(2))[3:-3, 3:-3].mean()
+    assert error < (6 if any(d) else 1), error  # undoing the distortion smooths once more
 
 
 def text(pose):

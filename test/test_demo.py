@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The demo as a user runs it: what it writes, what it says when something fails, and that it leaves no process."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -17,7 +18,7 @@ import pytest
 from rays_as_pixels_model.checkpoint import default_checkpoint
 from rays_as_pixels_model.geometry import Intrinsics, invert, make_pose, rotation_angle_deg, so3_exp
 from rays_as_pixels_model.media import write_png
-from rays_as_pixels_ros import demo_figures, demo_processes, demo_source
+from rays_as_pixels_ros import cli, demo_figures, demo_processes, demo_source
 from rays_as_pixels_ros.demo_recorder_node import Record
 
 MARK = "RAP_TEST_RUN"
@@ -105,12 +106,11 @@ def test_demo_writes_its_report_and_leaves_no_process(tmp_path):
 @pytest.mark.timeout(PATIENCE + 60)
 def test_demo_without_truth_says_so(tmp_path):
     """An image folder with no cameras: figures that need a truth are null, the rest is there."""
-    source = demo_source.ProceduralSource(7, 2.0)
-    from rays_as_pixels_model.scenes import random_path
+    from rays_as_pixels_model.scenes import TextureBank, random_path, random_scene, render
 
     camera = Intrinsics.from_fov(70.0, 96, 64)
-    poses = random_path(7, source._scene, 30, style="handheld")
-    for index, frame in enumerate(source.render(poses, camera)):
+    scene = random_scene(7, TextureBank.default(split="held_out"))
+    for index, frame in enumerate(render(scene, random_path(7, scene, 30, style="handheld"), camera)[0]):
         write_png(tmp_path / "images" / f"{index:03d}.png", frame)
     demo = Demo("--input", tmp_path / "images", "--seconds", 3, "--out", tmp_path / "report")
     status, said, errors = demo.finish()
@@ -216,16 +216,14 @@ def test_summary_without_truth_has_no_errors():
 def test_views_are_compared_with_the_scene_itself():
     """A view that shows what the scene shows there has the best PSNR; copy and warp are what they say."""
     source = demo_source.ProceduralSource(7, 2.0)
-    from rays_as_pixels_model.scenes import random_path
-
     camera = Intrinsics.from_fov(70.0, 192, 128)
-    pose = random_path(7, source._scene, 20, style="handheld")[5]
+    pose = source._shot.T_world_camera[5]
     T_source_view = make_pose(so3_exp(np.array([0.0, 0.12, 0.0])), np.array([0.1, 0.0, 0.0]))
     record = Record()
     record.truth[5] = pose
-    record.images[5] = source.render(pose[None], camera)[0], camera
+    record.images[5] = source.render(pose[None], camera, pose)[0], camera
     small = camera.resized(96, 64)
-    exact = source.render((pose @ T_source_view)[None], camera)[0]
+    exact = source.render((pose @ T_source_view)[None], camera, pose)[0]
     shown = exact.reshape(64, 2, 96, 2, 3).mean(axis=(1, 3)).round().astype(np.uint8)
     told = {"T_frame_camera": [T_source_view.tolist()], "metres_per_unit": 1.0}
     views = demo_figures.make_views(record, [(told, [(5, shown, small)])], source)
@@ -234,6 +232,34 @@ def test_views_are_compared_with_the_scene_itself():
     assert summary["views"]["psnr"] > 45.0
     assert summary["views"]["psnr_copy_nearest"] < summary["views"]["psnr_rotation_warp"] < 40.0
     assert summary["timing"]["seconds_per_view"] == pytest.approx(0.5)
+
+
+def test_the_truth_of_a_varied_view_has_the_exposure_of_its_source():
+    """At the camera's own pose it is the camera's own image, but for what no one can know: noise and motion blur."""
+    source = demo_source.ProceduralSource(5, 2.0, "varied")
+    shot, camera = source._shot, source._camera.resized(48, 32)
+    clean = dataclasses.replace(shot, sensor=dataclasses.replace(shot.sensor, noise=(0.0, 0.0), shutter=0.0))
+    exposures = []
+    for index in (3, 17):
+        pose = shot.T_world_camera[index]
+        shown = source.render(pose[None], camera, pose)[0]
+        assert np.abs(clean.render(camera, [index])[0][0].astype(int) - shown).max() <= 1
+        exposures.append(shown.mean())
+        assert source.depth(pose) > 0.3
+    other = source.render(shot.T_world_camera[3][None], camera, shot.T_world_camera[17])[0]
+    assert other.mean() != exposures[0]  # the sensor drifts
+
+
+@pytest.mark.parametrize("arguments, reason", [
+    (["--scenes", "fog"], "scenes must be plain, varied or of geometry, lights, sensor, motion, lens joined by '+'"),
+    (["--difficulty", "2"], "2 is out of range, it must be from 0 to 1"),
+    (["--scenes", "varied", "--input", "a.mp4"], "--scenes is for the procedural scene"),
+])  # fmt: skip
+def test_scenes_that_are_none_are_bad_arguments(capsys, arguments, reason):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["demo", *arguments])
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and reason in said and said.count("\n") == 1
 
 
 def test_requests_stay_within_reach():

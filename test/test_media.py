@@ -3,6 +3,7 @@
 
 import json
 import os
+import subprocess
 
 import cv2
 import numpy as np
@@ -72,6 +73,7 @@ def test_image_folder_is_sorted_and_reads_its_rate(tmp_path):
     for name, frame in zip(["c.png", "a.png", "d.jpg", "b.png"], frames[[2, 0, 3, 1]], strict=True):
         cv2.imwrite(str(tmp_path / name), frame[..., ::-1])
     (tmp_path / "notes.txt").write_text("not a picture")
+    (tmp_path / "._a.png").write_bytes(b"what a file manager keeps")
     video = open_video(tmp_path, fps=7)
     assert (video.frame_count, video.size, video.fps, video.time(2)) == (4, (64, 48), 7, pytest.approx(2 / 7))
     np.testing.assert_array_equal(np.stack(list(video))[:3], frames[:3])
@@ -89,6 +91,38 @@ def test_pictures_are_turned_as_their_exif_data_says(tmp_path):
     video = open_video(tmp_path)
     assert video.size == (48, 64)
     assert next(iter(video)).shape == (64, 48, 3)
+
+
+def test_a_phone_video_is_upright(tmp_path):
+    """The container says that the picture lies on its side; size and pixels are those of the upright one."""
+    imageio_ffmpeg = pytest.importorskip("imageio_ffmpeg")
+    write_video(tmp_path / "a.mp4", pictures(3), fps=10)
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-display_rotation", "90"]
+    subprocess.run([*command, "-i", tmp_path / "a.mp4", "-c", "copy", tmp_path / "b.mp4"], check=True)
+    video = open_video(tmp_path / "b.mp4")
+    assert video.size == (48, 64)
+    lying, upright = next(iter(open_video(tmp_path / "a.mp4"))), next(iter(video))
+    np.testing.assert_array_equal(np.rot90(lying, 1), upright)
+
+
+def test_pictures_that_lie_are_refused(tmp_path):
+    """A JPEG that was cut short would be grey below, and a picture of any size would fill the memory."""
+    Image.fromarray(np.kron(pictures(1)[0], np.ones((4, 4, 1), np.uint8))).save(tmp_path / "a.jpg", exif=Image.Exif())
+    whole = (tmp_path / "a.jpg").read_bytes()
+    assert read_image(tmp_path / "a.jpg").shape == (192, 256, 3)
+    (tmp_path / "a.jpg").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(MediaError, match=r"a\.jpg: not a readable image: the file was cut short"):
+        read_image(tmp_path / "a.jpg")
+    Image.new("1", (20_000, 9_000)).save(tmp_path / "large.png")
+    with pytest.raises(MediaError, match=r"large\.png: too large: images may have up to 178 million pixels"):
+        open_video(tmp_path / "large.png")
+
+
+@pytest.mark.parametrize("name", ["drive.mcap", "drive.db3", "drive/metadata.yaml"])
+def test_a_bag_is_sent_to_the_bag_command(tmp_path, name):
+    write_text(tmp_path / name, "x")
+    with pytest.raises(MediaError, match="is a bag; `rays-as-pixels bag` reads those"):
+        open_video(tmp_path / name.partition("/")[0])
 
 
 def test_grey_and_16_bit_pictures_become_rgb(tmp_path):

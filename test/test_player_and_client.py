@@ -72,12 +72,13 @@ def test_posed_images_come_out_as_they_are_and_the_player_ends(peer, posed_image
         np.testing.assert_allclose(c.pose_to_matrix(truth.pose.pose), path()[number], atol=1e-9)
 
 
-@pytest.mark.parametrize("source, reason", [
-    ("/nowhere/at/all.mp4", "no such file or folder"),
-    ("EMPTY", "no images in this folder"),
+@pytest.mark.parametrize("source, scenes, reason", [
+    ("/nowhere/at/all.mp4", "plain", "no such file or folder"),
+    ("EMPTY", "plain", "no images in this folder"),
+    ("procedural", "lens+fog", "scenes must be plain, varied or of geometry, lights, sensor, motion, lens joined by"),
 ])  # fmt: skip
-def test_a_source_that_cannot_be_played_is_one_line(ros_domain, tmp_path, source, reason):
-    process = player(tmp_path, tmp_path if source == "EMPTY" else source)
+def test_a_source_that_cannot_be_played_is_one_line(ros_domain, tmp_path, source, scenes, reason):
+    process = player(tmp_path, tmp_path if source == "EMPTY" else source, f"scenes:={scenes}")
     assert process.wait() == 1
     assert reason in process.text() and "Traceback" not in process.text()
 

@@ -15,11 +15,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from ..geometry import Intrinsics
 from .lights import lit
 from .motion import varied_path
 from .paths import random_path
@@ -29,9 +29,6 @@ from .scene import FIELD, Scene, random_scene
 from .sensor import Sensor, expose, random_sensor
 from .shapes import turned
 from .textures import TextureBank
-
-if TYPE_CHECKING:
-    from ..geometry import Intrinsics
 
 GROUPS = ("geometry", "lights", "sensor", "motion", "lens")
 _ROLLING = 0.25  # share of the scenes with a surface whose texture moves
@@ -88,6 +85,17 @@ class Shot:
                 T_next_now = np.linalg.inv(self.T_world_camera[after]) @ self.T_world_camera[before]
                 flow = image_motion(depth, T_next_now, intrinsics)
             frames = expose(self.sensor, frames, flow, index)
+        return frames.cpu().numpy(), depth.cpu().numpy()
+
+    def view(self, T_world_view: np.ndarray, intrinsics: Intrinsics, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Render views (V, 4, 4) as the camera would show them at the moment of frame `index`; returns as `render`.
+
+        Lens, exposure, tone and focus are those of that frame; motion blur and noise, which no one can know, are none.
+        """
+        moment = np.full(len(T_world_view), index)
+        frames, depth = render_tensors(self.scene, T_world_view, intrinsics, distortion=self.distortion, times=moment)
+        if self.sensor is not None:
+            frames = expose(replace(self.sensor, noise=(0.0, 0.0)), frames, None, moment)
         return frames.cpu().numpy(), depth.cpu().numpy()
 
 
@@ -148,14 +156,34 @@ def _metered(scene: Scene, T_world_camera: np.ndarray) -> float:
     return float(np.clip(110.0 / max(frames.mean(), 1.0), 0.3, 4.0) ** 0.85)
 
 
-def varied_lens(seed: int, difficulty: float, fov_deg: tuple[float, float]) -> tuple[float, float, np.ndarray]:
-    """Horizontal field of view in degrees, aspect fy / fx, and the principal point's place in the picture (2,)."""
+def shot_of_camera(
+    seed: int, bank: TextureBank, frames: int, profile: Profile, camera: Intrinsics, style: str | None = None
+) -> tuple[Shot, Intrinsics]:
+    """Draw the shot of a seed as `random_shot` does, and say which camera films it.
+
+    Args:
+        camera: films it, but with the group `lens`: then one of its size is drawn, the more like it the less difficult.
+    """
+    if "lens" in profile.groups:
+        fov = camera.horizontal_fov_deg()
+        camera = varied_lens(seed, profile.difficulty, (fov, fov), camera.width, camera.height)
+    return random_shot(seed, bank, frames, profile, style), camera
+
+
+def varied_lens(seed: int, difficulty: float, fov_deg: tuple[float, float], width: int, height: int) -> Intrinsics:
+    """Draw a camera of a size: 28 to 115 degrees wide at full difficulty, off-centre, pixels not quite square.
+
+    Args:
+        fov_deg: least and greatest horizontal field of view of the easiest cameras.
+    """
     rng = np.random.default_rng([seed, 105])
     narrow = fov_deg[0] + difficulty * min(28.0 - fov_deg[0], 0.0)
     wide = fov_deg[1] + difficulty * max(115.0 - fov_deg[1], 0.0)
     slopes = np.log(np.tan(np.radians([narrow, wide]) / 2))
-    fov = 2 * np.degrees(np.arctan(np.exp(rng.uniform(*slopes))))
-    return fov, 1 + difficulty * rng.uniform(-0.04, 0.04), 0.5 + (0.02 + 0.03 * difficulty) * rng.uniform(-1, 1, 2)
+    focal = Intrinsics.from_fov(2 * np.degrees(np.arctan(np.exp(rng.uniform(*slopes)))), width, height).fx
+    aspect = 1 + difficulty * rng.uniform(-0.04, 0.04)
+    centre = np.array([width, height]) * (0.5 + (0.02 + 0.03 * difficulty) * rng.uniform(-1, 1, 2))
+    return Intrinsics(focal, focal * aspect, *centre, width, height)
 
 
 def _distortion(seed: int, difficulty: float) -> float:

@@ -90,17 +90,14 @@ def make_shot(seed: int, bank, config: ClipConfig, style: str | None = None) -> 
     from rays_as_pixels_model.scenes import Profile, random_shot, varied_lens
 
     profile = Profile.parse(config.scenes, config.difficulty)
-    size = np.array([config.width, config.height])
+    size = config.width, config.height
     if "lens" in profile.groups:
-        fov, aspect, centre = varied_lens(seed, profile.difficulty, config.fov_deg)
-        focal = Intrinsics.from_fov(fov, config.width, config.height).fx
-        centre = size * centre
+        intrinsics = varied_lens(seed, profile.difficulty, config.fov_deg, *size)
     else:
         rng = np.random.default_rng([seed, 71])
-        focal = Intrinsics.from_fov(rng.uniform(*config.fov_deg), config.width, config.height).fx
-        centre = size * (0.5 + rng.uniform(-0.03, 0.03, 2))
-        aspect = rng.uniform(0.98, 1.02)
-    intrinsics = Intrinsics(focal, focal * aspect, *centre, config.width, config.height)
+        focal = Intrinsics.from_fov(rng.uniform(*config.fov_deg), *size).fx
+        centre = np.array(size) * (0.5 + rng.uniform(-0.03, 0.03, 2))
+        intrinsics = Intrinsics(focal, focal * rng.uniform(0.98, 1.02), *centre, *size)
     return random_shot(seed, bank, config.frames, profile, style), intrinsics
 
 

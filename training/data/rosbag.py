@@ -8,7 +8,6 @@ docs/train_on_your_robot.md shows what to record.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -134,8 +133,8 @@ def _read(path: Path, reader, topics, image_topic: str, info_topic: str | None, 
     odometry = {odometry_topic} if odometry_topic else {t for t, kind in topics.items() if kind == _ODOMETRY}
     odometry = odometry if len(odometry) == 1 else set()
     wanted = {image_topic, info_topic, *odometry} | {t for t, kind in topics.items() if kind in (_TF, _ROS1_TF)}
-    rectified = bool(re.search(r"[/_]rect", image_topic))
-    lenses: dict[tuple, Undistorter] = {}
+    rectified = image_topic.removesuffix("/compressed").rpartition("/")[2].startswith("image_rect")  # as the nodes
+    lenses: dict[_StatedCamera, Undistorter] = {}
     counts: dict[str, int] = {}
     for connection, received, raw in reader.messages([c for c in reader.connections if c.topic in wanted]):
         topic = connection.topic
@@ -148,10 +147,10 @@ def _read(path: Path, reader, topics, image_topic: str, info_topic: str | None, 
             if out.first_image is None:
                 out.first_image, out.image_frame = decode(message, where), frame_name(message.header.frame_id)
         elif topic == info_topic:
-            key = (tuple(message.k if hasattr(message, "k") else message.K), message.width, message.height)
-            if key not in lenses:
-                lenses[key] = _lens(where, message, rectified)
-            out.info.append((seconds(message.header.stamp), lenses[key]))
+            stated = _StatedCamera.of(message)
+            if stated not in lenses:
+                lenses[stated] = _lens(where, stated, rectified)
+            out.info.append((seconds(message.header.stamp), lenses[stated]))
         elif topic in odometry:
             pose = message.pose.pose
             out.odometry.add(seconds(message.header.stamp), pose_of(where, pose.position, pose.orientation))
@@ -167,16 +166,36 @@ def _read(path: Path, reader, topics, image_topic: str, info_topic: str | None, 
     return out
 
 
-def _lens(where: str, info, rectified: bool) -> Undistorter:
-    """Make the lens that a CameraInfo states: K and D, or P for images that are rectified already."""
-    k, d, p = (np.asarray(getattr(info, n, None) if hasattr(info, n) else getattr(info, n.upper())) for n in "kdp")
-    k, p = np.reshape(k, (3, 3)), np.reshape(p, (3, 4))
-    if not k[0, 0] > 0:
-        raise DatasetError(f"{where}: K is not calibrated (fx is {k[0, 0]:g}): calibrate, or give intrinsics")
-    matrix = p if rectified and p[0, 0] > 0 else k
+@dataclass(frozen=True)
+class _StatedCamera:
+    """What a CameraInfo of ROS 2 or ROS 1 says; k: (9,), p: (12,), roi: (x_offset, y_offset, width, height)."""
+
+    size: tuple[int, int]
+    model: str
+    k: tuple[float, ...]
+    d: tuple[float, ...]
+    p: tuple[float, ...]
+    roi: tuple[int, int, int, int]
+    binning: tuple[int, int]
+
+    @classmethod
+    def of(cls, info) -> _StatedCamera:
+        k, d, p = (tuple(map(float, getattr(info, name, getattr(info, name.upper(), ())))) for name in "kdp")
+        roi = info.roi.x_offset, info.roi.y_offset, info.roi.width, info.roi.height
+        binning = info.binning_x, info.binning_y
+        return cls((info.width, info.height), info.distortion_model, k, d, p, roi, binning)
+
+
+def _lens(where: str, info: _StatedCamera, rectified: bool) -> Undistorter:
+    """Make the lens of the images: K and D, or P for images that are rectified already; cut to the roi, binned."""
+    fx, fy, cx, cy = (info.k[i] for i in (0, 4, 2, 5))
+    if not fx > 0:
+        raise DatasetError(f"{where}: K is not calibrated (fx is {fx:g}): calibrate, or give intrinsics")
+    if rectified and info.p[0] > 0:
+        fx, fy, cx, cy = (info.p[i] for i in (0, 5, 2, 6))
     try:
-        camera = Intrinsics.from_opencv(*matrix[[0, 1, 0, 1], [0, 1, 2, 2]], info.width, info.height)
-        bent = Distortion() if rectified else Distortion(info.distortion_model, tuple(map(float, d)))
+        camera = Intrinsics.from_opencv(fx, fy, cx, cy, *info.size).read_out(info.roi, info.binning)
+        bent = Distortion() if rectified else Distortion(info.model, info.d)
     except GeometryError as error:
         raise DatasetError(f"{where}: {error}") from error
     return undistorter(where, camera, bent)
