@@ -90,6 +90,7 @@ def write_export(
         about: facts; 'precision' is obeyed. kept: further sections of the checkpoint's config.json.
         whole_window: see `parity`.
     """
+    out = out.resolve()  # a link to a folder stays one, and "." has a name
     strangers = {path.name for path in out.iterdir()} - _own_names() if out.is_dir() else set()
     if strangers or out.is_file():
         raise ExportError(f"{out} holds other files ({min(strangers, default='it is one')}); name a new folder")
