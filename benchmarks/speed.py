@@ -251,14 +251,14 @@ def _gemm() -> None:
 _factor = None
 
 
-def velocity_call(model) -> Callable[[], object]:
-    """Return a call that evaluates the velocity of one window."""
+def velocity_call(model, batch: int = 1) -> Callable[[], object]:
+    """Return a call that evaluates the velocity of `batch` windows."""
     import numpy as np
 
     generator, groups = model.generator(0), model.config.groups
-    z, r = (model.noise(shape, generator) for shape in model.latent_shapes(1, groups))
+    z, r = (model.noise(shape, generator) for shape in model.latent_shapes(batch, groups))
     t_z, t_r = (model.array(np.zeros(x.shape[:2], np.float32)) for x in (z, r))
-    index = model.array(np.zeros(1, np.int64))
+    index = model.array(np.zeros(batch, np.int64))
     return lambda: model.velocity(z, r, t_z, t_r, index, groups)
 
 

@@ -8,6 +8,7 @@ the profiler itself makes small operations look longer than they are.
 from __future__ import annotations
 
 import argparse
+import time
 from pathlib import Path
 
 from torch.profiler import ProfilerActivity, profile
@@ -15,7 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 from rays_as_pixels_model.checkpoint import load_checkpoint
 
 from .report import show
-from .speed import velocity_call
+from .speed import in_turns, velocity_call
 
 # Names of torch's operations (aten), without what marks them as in place.
 KINDS = {
@@ -25,31 +26,33 @@ KINDS = {
     "copies and joins": "copy cat clone contiguous _to_copy to stack where",
     "elementwise": "add mul sub rsub div silu neg cos sin exp clamp eq",
 }
+BATCH = 8
 _REST = "views, allocation and the rest"
 
 
 def measure(folder: str | None, repeats: int) -> dict:
-    """Return {kind: {share, calls}} of one velocity."""
-    call = velocity_call(load_checkpoint(folder))
-    call()
+    """Return {'shares': {kind: of the time of a velocity}, 'batch': seconds of BATCH windows at once over one}."""
+    model = load_checkpoint(folder)
+    call = velocity_call(model)
+    best = in_turns({"one": call, "batch": velocity_call(model, BATCH)}, time.process_time, repeats)
     with profile(activities=[ProfilerActivity.CPU]) as found:
         for _ in range(repeats):
             call()
     events = found.key_averages()
     total = sum(event.self_cpu_time_total for event in events)
-    report = {kind: {"share": 0.0, "calls": 0.0} for kind in (*KINDS, _REST)}
+    shares = dict.fromkeys((*KINDS, _REST), 0.0)
     for event in events:
         name = event.key.removeprefix("aten::").rstrip("_")
         kind = next((kind for kind, names in KINDS.items() if name in names.split()), _REST)
-        report[kind]["share"] += event.self_cpu_time_total / total
-        report[kind]["calls"] += event.count / repeats
-    return report
+        shares[kind] += event.self_cpu_time_total / total
+    return {"shares": shares, "batch": best["batch"] / best["one"]}
 
 
 def table(report: dict) -> str:
     """Return the report as Markdown."""
-    lines = ["| operations | share of time | calls |", "|---|---|---|"]
-    return "\n".join(lines + [f"| {kind} | {x['share']:.2f} | {x['calls']:.0f} |" for kind, x in report.items()])
+    rows = [f"| {kind} | {share:.2f} |" for kind, share in report["shares"].items()]
+    lines = ["| operations | share of time |", "|---|---|", *rows, ""]
+    return "\n".join([*lines, f"{BATCH} windows at once take {report['batch']:.1f} times one."])
 
 
 def main() -> int:
