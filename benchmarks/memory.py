@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-_MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_ARENA_MAX": "1"}
+MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_ARENA_MAX": "1"}
 
 
 def _configs() -> dict:
@@ -31,18 +31,24 @@ def _configs() -> dict:
     }
 
 
-def _status(key: str) -> int:
+def resident(key: str = "VmRSS") -> int:
+    """Return the bytes of this process that are resident, or were at most since `reset_peak` (VmHWM)."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
     return int(line.split()[1]) * 1024
+
+
+def reset_peak() -> None:
+    """Let the largest resident size of this process count from here."""
+    Path("/proc/self/clear_refs").write_text("5")
 
 
 def _measure(work: Callable[[], object]) -> int:
     """Return the most bytes that the process grew by during `work`."""
     gc.collect()
-    before = _status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")
+    before = resident()
+    reset_peak()
     work()
-    return _status("VmHWM") - before
+    return resident("VmHWM") - before
 
 
 def rows(names: list[str]) -> list[tuple[str, str, int, int]]:
@@ -89,8 +95,8 @@ def rows(names: list[str]) -> list[tuple[str, str, int, int]]:
 def main(argv: list[str] | None = None) -> int:
     """Print the table; starts itself again where malloc would keep what is freed."""
     argv = sys.argv[1:] if argv is None else argv
-    if any(os.environ.get(key) != value for key, value in _MALLOC.items()):
-        os.execve(sys.executable, [sys.executable, "-m", "benchmarks.memory", *argv], {**os.environ, **_MALLOC})
+    if any(os.environ.get(key) != value for key, value in MALLOC.items()):
+        os.execve(sys.executable, [sys.executable, "-m", "benchmarks.memory", *argv], {**os.environ, **MALLOC})
     print("| model | task | predicted MiB | measured MiB | predicted / measured |\n|---|---|---|---|---|")
     for name, task, predicted, measured in rows(argv):
         sizes = f"{predicted / 2**20:.1f} | {measured / 2**20:.1f}"

@@ -147,16 +147,17 @@ class Bench:
         calls = {
             "gemm": _gemm,
             "window": lambda: pipe.estimate_trajectory(self.frames, self.camera, steps),
+            "next window": lambda: self._next_window(fitted, camera, steps),
             "step": lambda: pipe.estimate_trajectory(self.frames, self.camera, 1),
             "resize": lambda: fit_frames(self.frames, self.camera, config.width, config.height),
             "encode": lambda: pipe.model.encode_frames(video, config.groups),
-            "velocity": _velocity(pipe.model),
+            "velocity": velocity_call(pipe.model),
             "read": lambda: read_cameras(raxels, camera, cell=config.codec.cell),
             "view": lambda: pipe.render_views(self.frames[:1], T, self.camera, T, steps=steps),
         }
         other = self._other_engine()
         if other is not None:
-            calls["onnx velocity"] = _velocity(other.model)
+            calls["onnx velocity"] = velocity_call(other.model)
             calls["onnx window"] = lambda: other.estimate_trajectory(self.frames, self.camera, steps)
         best = in_turns(calls, self.clock, self.repeats)
         peak, flops = _GEMM_FLOPS / best["gemm"], window_flops(config)
@@ -164,6 +165,7 @@ class Bench:
             "frames_per_s": HOP / best["window"],
             "window_s": best["window"],
             "one_step_window_s": best["step"],
+            "new_frame_over_window": best["next window"] / HOP / best["window"],
             "share_of_gemm_peak": flops / best["velocity"] / peak,
             "share_of_window": {
                 "resize": best["resize"] / best["window"],
@@ -182,6 +184,14 @@ class Bench:
             pose["onnxruntime_over_torch"] = best["velocity"] / best["onnx velocity"]
             pose["onnxruntime_over_torch_window"] = best["window"] / best["onnx window"]
         return {"gemm_peak_gflops": peak / 1e9, "pose": pose, "views": {"seconds_per_view": best["view"]}}
+
+    def _next_window(self, fitted, camera, steps: int) -> None:
+        """What a stream does for HOP new frames: the others of the window are at the model's size already."""
+        from rays_as_pixels_model.geometry import fit_frames
+
+        config = self.pipe.config
+        fit_frames(self.frames[-HOP:], self.camera, config.width, config.height)
+        self.pipe.estimate_trajectory(fitted, camera, steps)
 
     def _other_engine(self):
         """The same model on ONNX Runtime, where that is installed and the given model is torch's."""
@@ -241,14 +251,14 @@ def _gemm() -> None:
 _factor = None
 
 
-def _velocity(model) -> Callable[[], object]:
-    """One evaluation of a pose window."""
+def velocity_call(model, batch: int = 1) -> Callable[[], object]:
+    """Return a call that evaluates the velocity of `batch` windows."""
     import numpy as np
 
     generator, groups = model.generator(0), model.config.groups
-    z, r = (model.noise(shape, generator) for shape in model.latent_shapes(1, groups))
+    z, r = (model.noise(shape, generator) for shape in model.latent_shapes(batch, groups))
     t_z, t_r = (model.array(np.zeros(x.shape[:2], np.float32)) for x in (z, r))
-    index = model.array(np.zeros(1, np.int64))
+    index = model.array(np.zeros(batch, np.int64))
     return lambda: model.velocity(z, r, t_z, t_r, index, groups)
 
 

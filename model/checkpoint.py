@@ -14,8 +14,9 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch.overrides import TorchFunctionMode
 
-from .checkpoint_folder import FORMAT, WEIGHTS, CheckpointError, default_checkpoint, read_config
+from .checkpoint_folder import FORMAT, WEIGHTS, CheckpointError, default_checkpoint, own_file, read_config
 from .joint import RaysAsPixels
 
 __all__ = ["CheckpointError", "default_checkpoint", "load_checkpoint", "read_config", "save_checkpoint"]
@@ -74,12 +75,15 @@ def load_checkpoint(
     Raises:
         CheckpointError: missing, truncated, of another preset, a pickle, or with tensors that do not fit.
     """
+    shipped = folder is None
     folder, config, _ = read_config(folder)
     if preset is not None and config.preset != preset:
         raise CheckpointError(f"checkpoint {folder} is of preset {config.preset!r}, but {preset!r} was asked for")
     weights = folder / WEIGHTS
     if not weights.is_file():
         raise CheckpointError(f"checkpoint {folder} has no {WEIGHTS} (pickled .pt and .bin files are never read)")
+    if not shipped:
+        own_file(folder, WEIGHTS).close()
     try:
         state = load_file(weights)
     except (SafetensorError, OSError) as error:
@@ -88,7 +92,7 @@ def load_checkpoint(
                 f"{weights} is a pickle, which can run code and is never read; save it as safetensors"
             ) from None
         raise CheckpointError(f"{weights} is truncated or no safetensors file ({error}); copy it again") from None
-    with torch.device("meta"):  # the file's tensors become the model's: nothing is made twice
+    with _EmptyOnMeta():  # the file's tensors become the model's: nothing is made twice
         model = RaysAsPixels(config)
     expected = model.state_dict()
     wrong = [
@@ -113,3 +117,17 @@ def load_checkpoint(
     # A copy each, as the file is only mapped and may change under the model.
     model.load_state_dict({k: v.to(device, copy=True) for k, v in state.items()}, assign=True)
     return model.eval()
+
+
+class _EmptyOnMeta(TorchFunctionMode):
+    """Give the parameters of layers no memory, and so no random numbers.
+
+    Note: `torch.device("meta")` has more of torch without memory, for which torch imports its compiler: two fifths of
+        the time from the start of a process to a loaded checkpoint.
+    """
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func is torch.empty and kwargs.get("device") is None:
+            kwargs = {**kwargs, "device": "meta"}
+        return func(*args, **kwargs)

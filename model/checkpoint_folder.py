@@ -2,7 +2,8 @@
 """What a model folder says of itself, read without torch: which model it holds, and for which engine.
 
 A checkpoint has config.json and model.safetensors (`checkpoint.py`). An exported folder has config.json with a section
-"onnx" and the graphs that it lists (`export.py`, `onnx_engine.py`). A folder may come from anyone.
+"onnx" and the graphs that it lists (`export.py`, `onnx_engine.py`). A folder may come from anyone: only plain files in
+it are read, but for the shipped one, whose files an installer may have linked.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import stat
 from importlib import resources
 from pathlib import Path
+from typing import BinaryIO
 
 from .config import ConfigError, ModelConfig
 
@@ -30,6 +32,7 @@ def default_checkpoint() -> Path:
 
 def read_config(folder: Path | str | None) -> tuple[Path, ModelConfig, dict]:
     """Return (folder, model config, training facts) of a checkpoint without its weights."""
+    shipped = folder is None
     folder = default_checkpoint() if folder is None else Path(folder)
     if not folder.is_dir():
         what = "is a file" if folder.is_file() else "does not exist"
@@ -40,7 +43,7 @@ def read_config(folder: Path | str | None) -> tuple[Path, ModelConfig, dict]:
             f"checkpoint {folder} has no config.json; give a folder that holds config.json and {WEIGHTS}"
         )
     try:
-        data = json.loads(about.read_text())
+        data = json.loads(about.read_bytes() if shipped else own_bytes(folder, "config.json"))
         if data.get("format") != FORMAT:
             raise CheckpointError(f"checkpoint {folder} has format {data.get('format')!r}; this version reads {FORMAT}")
         return folder, ModelConfig.from_dict(data["model"]), data.get("training", {})
@@ -54,14 +57,19 @@ def read_exported(folder: Path | str | None) -> dict | None:
     about = json.loads((folder / "config.json").read_text())
     if "onnx" not in about:
         return None
-    own_bytes(folder, "config.json")  # it must be the folder's own, too
     if not isinstance(about["onnx"], dict) or not isinstance(about["onnx"].get("files"), dict):
         raise CheckpointError(f"{folder / 'config.json'}: its section onnx must list files with their checksums")
     return about["onnx"]
 
 
 def own_bytes(folder: Path, name: str) -> bytes:
-    """Read a file that lies in the folder itself: no path, no link, no device.
+    """Read a file that lies in the folder itself, see `own_file`."""
+    with own_file(folder, name) as file:
+        return file.read()
+
+
+def own_file(folder: Path, name: str) -> BinaryIO:
+    """Open a file that lies in the folder itself: no path, no link, no device.
 
     Raises:
         CheckpointError: it is not such a file; nothing was read then.
@@ -74,7 +82,7 @@ def own_bytes(folder: Path, name: str) -> bytes:
     except OSError as error:
         why = "is a link, which may lead outside of its folder" if path.is_symlink() else error.strerror
         raise CheckpointError(f"{path} {why}; it is not read") from None
-    with os.fdopen(handle, "rb") as file:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise CheckpointError(f"{path} is not a plain file; it is not read")
-        return file.read()
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise CheckpointError(f"{path} is not a plain file; it is not read")
+    return os.fdopen(handle, "rb")

@@ -49,11 +49,17 @@ def rotary_angles(positions: Tensor, head_width: int, base: float = 100.0) -> tu
     return angle.cos(), angle.sin()
 
 
+def rotary_tables(positions: Tensor, head_width: int) -> tuple[Tensor, Tensor]:
+    """`rotary_angles` as `rotate` takes them: for whole heads, (..., N, d), the sines with their signs."""
+    cos, sin = rotary_angles(positions, head_width)
+    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
+
+
 def rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-    """Apply rotary positions, float32, to x (B, heads, N, d) of any dtype: the halves of a head are the pairs."""
+    """Apply rotary positions, float32, to x (..., heads, N, d) of any dtype: the halves of a head are the pairs."""
     cos, sin = rotary
     a, b = x.chunk(2, dim=-1)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)
+    return (x * cos + torch.cat([b, a], dim=-1) * sin).to(x.dtype)
 
 
 class Projections(nn.Module):
@@ -69,8 +75,11 @@ class Projections(nn.Module):
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """(B, F, n, D) to q, k, v: (B, heads, N, d)."""
-        q, k, v = rearrange(self.qkv(x), "b f n (s h d) -> s b h (f n) d", s=3, h=self.heads).unbind(0)
-        return rotate(self.norm_q(q), rotary), rotate(self.norm_k(k), rotary), v
+        qk, v = rearrange(self.qkv(x), "b f n (s h d) -> s b h (f n) d", s=3, h=self.heads).split([2, 1])
+        weight = torch.stack([self.norm_q.weight, self.norm_k.weight])[:, None, None, None]       # (2, 1, 1, 1, d)
+        qk = F.rms_norm(qk, (int(qk.shape[-1]),), eps=self.norm_q.eps) * weight                   # (2, B, heads, N, d)
+        q, k = rotate(qk, rotary).unbind(0)           # both at once: a small window's time goes into calls
+        return q, k, v[0]
 
     def merge(self, attended: Tensor, frames: int) -> Tensor:
         """(B, heads, N, d) to (B, F, n, D)."""

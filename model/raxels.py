@@ -118,14 +118,16 @@ def read_cameras(raxels: np.ndarray, intrinsics: Intrinsics | None, *, image_siz
     rays = pixel_rays(intrinsics, width, height).reshape(1, -1, 3)                  # (1, n, 3)
     points = raxels.reshape(frames, -1, 3)                                          # (T, n, 3)
     weights = np.ones(points.shape[:2])
+    products, design = _products(points, rays), np.concatenate([rays, np.ones_like(rays[..., :1])], axis=-1)
     for iteration in range(_CAUCHY + _TUKEY):
-        rotation, origin = _procrustes(points, rays, weights)
-        error = points - rays @ np.swapaxes(rotation, 1, 2) - origin[:, None]       # (T, n, 3)
-        before, weights = weights, _weights(_norm(error), redescend=iteration >= _CAUCHY)
+        rotation, origin = _fit(*_moments(products, weights))
+        error = points - design @ np.concatenate([np.swapaxes(rotation, 1, 2), origin[:, None]], axis=1)    # (T, n, 3)
+        squares = np.einsum("...i,...i->...", error, error)
+        before, weights = weights, _weights(squares, redescend=iteration >= _CAUCHY)
         if iteration > _CAUCHY and np.abs(weights - before).max() < 0.01:
             break
-    _check_determined(points, rays, weights)
-    residual = np.sqrt((weights * _norm(error) ** 2).sum(1) / weights.sum(1))
+    _check_determined(_moments(products, weights)[2])
+    residual = np.sqrt((weights * squares).sum(1) / weights.sum(1))
     directions = rays @ np.swapaxes(rotation, 1, 2)
     covariance = _covariance(directions, weights, error, (height // cell, cell, width // cell, cell))
     return CameraReading(make_pose(rotation, origin), intrinsics, residual, covariance)
@@ -155,39 +157,49 @@ _KEPT = 0.86                   # share of the variance of Gaussian noise that is
 _LARGEST = 1e6                 # squares and their sums stay far from overflow
 
 
-def _norm(x: np.ndarray) -> np.ndarray:
-    """Length of vectors (..., 3): a third of the time of np.linalg.norm."""
-    return np.sqrt(np.einsum("...i,...i->...", x, x))
-
-
-def _weights(error: np.ndarray, redescend: bool) -> np.ndarray:
-    """Weights (T, n) of error norms: Cauchy's, or Tukey's, which are 0 from the cut on."""
-    median = np.maximum(np.median(error, axis=1, keepdims=True), 1e-9)
+def _weights(squares: np.ndarray, redescend: bool) -> np.ndarray:
+    """Weights (T, n) of squared error norms: Cauchy's, or Tukey's, which are 0 from the cut on."""
+    middle = (squares.shape[1] - 1) // 2, squares.shape[1] // 2
+    median = np.sqrt(np.partition(squares, middle, axis=1)[:, middle]).mean(1, keepdims=True)
+    median = np.maximum(median, 1e-9)
     if redescend:
-        return np.maximum(1 - (error / (_CUT * median)) ** 2, 0.0) ** 2
-    return 1.0 / (1.0 + (error / (1.5 * 1.4826 * median)) ** 2)
+        return np.maximum(1 - squares / (_CUT * median) ** 2, 0.0) ** 2
+    return 1.0 / (1.0 + squares / (1.5 * 1.4826 * median) ** 2)
 
 
-def _cross(points: np.ndarray, rays: np.ndarray, weights: np.ndarray):
-    """Weighted means of points (T, n, 3) and rays (1, n, 3), and their cross-covariance (T, 3, 3)."""
-    w = (weights / weights.sum(1, keepdims=True))[:, None]                          # (T, 1, n)
-    mean_p, mean_d = w @ points, w @ rays                                           # (T, 1, 3)
-    return mean_p, mean_d, np.swapaxes(points - mean_p, 1, 2) @ (np.swapaxes(w, 1, 2) * rays)
+def _products(points: np.ndarray, rays: np.ndarray) -> np.ndarray:
+    """What weighted fits of points (T, n, 3) to rays (1, n, 3) sum: both, and their products, (T, n, 15)."""
+    rays = np.broadcast_to(rays, points.shape)
+    outer = (points[..., :, None] * rays[..., None, :]).reshape(*points.shape[:2], 9)
+    return np.concatenate([points, rays, outer], axis=-1)
 
 
-def _procrustes(points: np.ndarray, rays: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Weighted fit of points (T, n, 3) = R rays (1, n, 3) + o: R (T, 3, 3), o (T, 3)."""
-    mean_p, mean_d, cross = _cross(points, rays, weights)
+def _moments(products: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Weighted means of points and rays, (T, 1, 3) each, and their cross-covariance (T, 3, 3)."""
+    sums = (weights / weights.sum(1, keepdims=True))[:, None] @ products            # (T, 1, 15)
+    mean_p, mean_d = sums[..., :3], sums[..., 3:6]
+    return mean_p, mean_d, sums[..., 6:].reshape(-1, 3, 3) - np.swapaxes(mean_p, 1, 2) * mean_d
+
+
+def _fit(mean_p: np.ndarray, mean_d: np.ndarray, cross: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Fit points = R rays + o to their `_moments`: R (T, 3, 3), o (T, 3)."""
     u, _, vt = np.linalg.svd(cross)
-    sign = np.ones((len(points), 3))
+    sign = np.ones((len(cross), 3))
     sign[:, 2] = np.sign(np.linalg.det(u @ vt))
     rotation = (u * sign[:, None]) @ vt
     return rotation, (mean_p - mean_d @ np.swapaxes(rotation, 1, 2))[:, 0]
 
 
-def _check_determined(points: np.ndarray, rays: np.ndarray, weights: np.ndarray) -> None:
+def _procrustes(points: np.ndarray, rays: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Weighted fit of points (T, n, 3) = R rays (1, n, 3) + o: R (T, 3, 3), o (T, 3)."""
+    w = (weights / weights.sum(1, keepdims=True))[:, None]                          # (T, 1, n)
+    mean_p, mean_d = w @ points, w @ rays                                           # (T, 1, 3)
+    return _fit(mean_p, mean_d, np.swapaxes(points - mean_p, 1, 2) @ (np.swapaxes(w, 1, 2) * rays))
+
+
+def _check_determined(cross: np.ndarray) -> None:
     """Raise GeometryError if the points that count lie on a line (or a point): a turn about it changes nothing."""
-    values = np.linalg.svd(_cross(points, rays, weights)[2], compute_uv=False)
+    values = np.linalg.svd(cross, compute_uv=False)
     ratio = values[:, 1] / np.maximum(values[:, 0], 1e-30)
     if np.any(ratio < 1e-3):
         worst = int(ratio.argmin())
@@ -279,7 +291,7 @@ def estimate_focal(raxels: np.ndarray, iterations: int = 40) -> Intrinsics:
         for _ in range(3):
             rotation, origin = _procrustes(points, rays, weights)
             own = (points - origin[:, None]) @ rotation                              # (T, n, 3) camera frame
-            weights = _weights(np.linalg.norm(own - rays, axis=-1), redescend=False)
+            weights = _weights(((own - rays) ** 2).sum(-1), redescend=False)
         # The Procrustes centre trades depth against focal length: put the directions back on the unit sphere first.
         own = own + _sphere_shift(own)
         with np.errstate(divide="ignore", invalid="ignore"):

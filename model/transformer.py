@@ -26,7 +26,7 @@ from .layers import (
     frame_mask,
     keep_existing,
     modulate,
-    rotary_angles,
+    rotary_tables,
 )
 from .layout import Layout
 
@@ -57,8 +57,8 @@ class Block(nn.Module):
 
     def forward(self, z: Tensor, r: Tensor, mod_z: Tensor, mod_r: Tensor, rotary_z, rotary_r,
                 mask_z: Tensor | None = None, mask_r: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        mz = (mod_z + self.z.modulation).unsqueeze(2).unbind(3)                    # 9 or 6 of (B, L, 1, D)
-        mr = (mod_r + self.r.modulation).unsqueeze(2).unbind(3)                    # 9 or 6 of (B, T, 1, D)
+        mz = (mod_z + self.z.modulation).split(1, dim=2)                           # 9 or 6 of (B, L, 1, D)
+        mr = (mod_r + self.r.modulation).split(1, dim=2)                           # 9 or 6 of (B, T, 1, D)
 
         own_z, own_r = self.attention or self.z.self_attention, self.attention or self.r.self_attention
         q_z, k_z, v_z = own_z(modulate(z, *mz[0:2]), rotary_z)                     # (B, heads, N, d)
@@ -133,7 +133,7 @@ class JointTransformer(nn.Module):
         tokens_r = rearrange(r, "b t (h p) (w q) c -> b t (h w) (p q c)", p=patch, q=patch).to(dtype)
         positions_z, positions_r = token_positions(layout, h, w, z.device)
         rotary_width = width // self.config.transformer.heads
-        rotary_z, rotary_r = rotary_angles(positions_z, rotary_width), rotary_angles(positions_r, rotary_width)
+        rotary_z, rotary_r = rotary_tables(positions_z, rotary_width), rotary_tables(positions_r, rotary_width)
 
         images = layout.groups.count(1)                                            # images lead, groups of 4 follow
         x_z = _by_kind(self.embed_image, self.embed_video, tokens_z, images)       # (B, L, n, D)

@@ -154,6 +154,9 @@ def _tensors(folder: Path) -> Iterator[tuple[Path, str, Tensor]]:
             shards = {name for i in indices for name in json.loads(i.read_text())["weight_map"].values()}
         except (json.JSONDecodeError, KeyError, AttributeError) as error:
             raise CheckpointError(f"{indices[0]} is not an index of shards: {error!r}") from None
+        for name in shards:
+            if Path(str(name)).name != name:
+                raise CheckpointError(f"{indices[0]} names {name!r}, which may lie outside of its folder")
         files = [folder / name for name in sorted(shards)] or sorted(folder.glob("*.safetensors"))
     if not files:
         pickles = [*folder.glob("*.pth"), *folder.glob("*.bin")]

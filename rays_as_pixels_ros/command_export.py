@@ -23,6 +23,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--precision", choices=("fp32", "fp16", "int8"), default="fp32",
                         help="of the transformer; int8: weights, activations as they come")
     parser.add_argument("--preset", metavar="NAME", help="fail if the checkpoint is of another preset")
+    parser.add_argument("--whole-window", action="store_true",
+                        help="compare a window of the preset's full length also where it takes minutes")
     parser.add_argument("--json", metavar="FILE", help="write what the folder says of itself to FILE as well")
     args = parser.parse_args(argv)
     # Heavy imports only now: --help must answer at once.
@@ -35,7 +37,7 @@ def main(argv: list[str]) -> int:
     from rays_as_pixels_model.export import LIMITS, export
     from rays_as_pixels_model.media import write_text
 
-    about = export(args.checkpoint, args.out, args.precision, args.preset)
+    about = export(args.checkpoint, args.out, args.precision, args.preset, args.whole_window)
     parity = ", ".join(f"{part} {value:.2g}" for part, value in about["parity"].items())
     print(f"largest differences from torch (allowed: {LIMITS[args.precision]:g}): {parity}")
     print(f"wrote preset {about['preset']} in {args.precision} to {args.out}")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from rays_as_pixels_benchmarks import growth, real_clips, soak, speed, training_curves
+from rays_as_pixels_benchmarks import growth, peak_memory, real_clips, soak, speed, training_curves
 
 from rays_as_pixels_model.config import preset
 from rays_as_pixels_model.joint import RaysAsPixels
@@ -51,6 +51,19 @@ def test_slopes_are_those_of_the_upper_half(monkeypatch, tmp_path):
     assert found["steps"]["slope"] == pytest.approx(2)  # of 4 and 8 steps: 16 and 64
     growth.plot_growth(found, tmp_path / "growth.png")
     assert (tmp_path / "growth.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_peak_of_what_does_not_fit_is_computed():
+    weights = {"micro": 0, "tiny": 0}
+    for name in weights:
+        weights[name] = 4 * sum(x.numel() for x in RaysAsPixels(preset(name)).state_dict().values())
+    report = peak_memory.rows(list(weights), limit=0)
+    assert [(row["preset"], row["weights"], row["measured"]) for row in report] == [
+        (name, size, False) for name, size in weights.items()
+    ]
+    assert all(row[task] > row["weights"] for row in report for task in peak_memory.TASKS)
+    assert report[1]["pose"] - weights["tiny"] > 3 * (report[0]["pose"] - weights["micro"])  # 1,776 tokens, and 78
+    assert "| tiny | 50 |" in peak_memory.table(report) and "| computed |" in peak_memory.table(report)
 
 
 def test_names_of_nested_figures():

@@ -63,11 +63,15 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def exported(onnx, checkpoint):
+    """An export, by the command, to a folder that is given as a link: it stays one."""
     folder = checkpoint.with_name("onnx")
+    folder.with_name("real").mkdir()
+    folder.symlink_to("real")
     facts = folder.with_name("facts.json")
     arguments = ["export", "--checkpoint", str(checkpoint), "--out", str(folder), "--preset", "micro"]
     assert cli.main([*arguments, "--json", str(facts)]) == 0
     assert json.loads(facts.read_text()) == json.loads((folder / "config.json").read_text())["onnx"]
+    assert folder.is_symlink()
     return folder
 
 

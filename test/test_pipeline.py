@@ -2,6 +2,8 @@
 """The public entry: what it returns, that it is deterministic, and what it says to bad input; golden figures."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -219,6 +221,12 @@ def test_checkpoints_there_and_back_and_what_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="no model.safetensors"):
         load_checkpoint(folder)
     weights.write_bytes(whole)
+    for name in ("model.safetensors", "config.json"):
+        kept = (folder / name).rename(tmp_path / name)
+        (folder / name).symlink_to(kept)
+        with pytest.raises(CheckpointError, match=f"{name} is a link"):
+            load_checkpoint(folder)
+        kept.replace(folder / name)
     about = json.loads((folder / "config.json").read_text())
     about["model"]["transformer"]["depth"] += 1
     (folder / "config.json").write_text(json.dumps(about))
@@ -229,6 +237,15 @@ def test_checkpoints_there_and_back_and_what_is_refused(tmp_path):
         load_checkpoint(folder)
     with pytest.raises(CheckpointError, match="does not exist"):
         load_checkpoint(tmp_path / "nowhere")
+
+
+@pytest.mark.slow
+def test_a_start_does_not_wait_for_torch_to_import_its_compiler():
+    """Two fifths of the time to a loaded checkpoint, when its layers were made by the meta device's own functions."""
+    code = "import sys; from rays_as_pixels_model.pipeline import Pipeline; Pipeline.from_checkpoint(device='cpu'); "
+    code += "print('torch' in sys.modules, 'torch._dynamo' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200)
+    assert done.stdout == "True False\n", done.stderr
 
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "micro.json").read_text())

@@ -7,7 +7,7 @@ import torch
 
 from rays_as_pixels_model.config import PRESETS, CodecConfig, ConfigError, ModelConfig, TransformerConfig, preset
 from rays_as_pixels_model.joint import RaysAsPixels, build_transformer
-from rays_as_pixels_model.layers import rotary_angles, rotate
+from rays_as_pixels_model.layers import rotary_tables, rotate
 from rays_as_pixels_model.sampler import Cancelled, Schedule, sample
 from rays_as_pixels_model.schedule import add_noise, draw_times, time_grid
 from rays_as_pixels_model.transformer import token_positions
@@ -85,7 +85,7 @@ def test_rotary_products_depend_on_differences_of_positions():
     q, k = torch.randn(1, 1, 1, 32, generator=generator), torch.randn(1, 1, 1, 32, generator=generator)
 
     def product(a, b):
-        return (rotate(q, rotary_angles(torch.tensor([a]), 32)) * rotate(k, rotary_angles(torch.tensor([b]), 32))).sum()
+        return (rotate(q, rotary_tables(torch.tensor([a]), 32)) * rotate(k, rotary_tables(torch.tensor([b]), 32))).sum()
 
     torch.testing.assert_close(product([1.0, 2, 3], [2.0, 0, 5]), product([4.0, 3, 1], [5.0, 1, 3]))
     assert (product([1.0, 2, 3], [2.0, 0, 5]) - product([1.0, 2, 3], [2.0, 1, 5])).abs() > 1e-3

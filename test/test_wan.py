@@ -218,6 +218,10 @@ def test_the_original_layout_loads_to_the_same_model(model, wan, folder, tmp_pat
     other = load_wan(SMALL, tmp_path, vae=folder / "vae")
     for (name, a), b in zip(model.state_dict().items(), other.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
+    weight_map[names[0]] = "../a.safetensors"
+    (tmp_path / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(CheckpointError, match="'../a.safetensors', which may lie outside"):
+        load_wan(SMALL, tmp_path, vae=folder / "vae")
 
 
 @torch.no_grad()
