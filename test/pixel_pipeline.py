@@ -138,6 +138,11 @@ def load(checkpoint, device):
     """Stand in for Pipeline.from_checkpoint."""
     if checkpoint == "broken":
         raise ValueError("broken: not a checkpoint")
+    if checkpoint == "unforeseen":
+        raise KeyError("frames")
+    if checkpoint == "endless":
+        print("loading", flush=True)
+        time.sleep(300)
     pipeline = PixelPipeline(
         seconds=0.3 if checkpoint == "slow" else 0.0, lost=4 if checkpoint == "blurred" else None
     )

@@ -276,12 +276,6 @@ def test_a_bad_parameter_fails_in_configure_with_the_reason(peer, capfd, name, v
         node.destroy_node()
 
 
-def test_a_process_that_cannot_be_configured_ends_with_the_reason(ros_domain, tmp_path):
-    process = Process(tmp_path, "trajectory_node", "-p", "checkpoint:=broken")
-    assert process.wait() == 1
-    assert "cannot be configured: broken: not a checkpoint" in process.text() and "Traceback" not in process.text()
-
-
 def test_without_the_base_transform_it_says_which_one_is_missing(peer, trajectory, tmp_path):
     """The other node here publishes odom to the optical frame, so this one leaves TF alone."""
     arguments = ["-p", "base_frame:=base_link", "-r", "__node:=based", "-p", "publish_odom_to_base_tf:=false"]

@@ -158,7 +158,7 @@ BAD_GOALS = [
     (lambda: goal_with(camera_info=bad_info(k=[float("nan")] * 9)), "camera_info: "),
     (lambda: goal_with(camera_info=bad_info(distortion_model="bent")), "'bent'"),
     (lambda: goal_with(poses=[pose_at()] * 6, camera_info=bad_info(width=2000, height=2000)), "max_total_pixels"),
-    (lambda: goal_from(huge_image()), "predicted memory does not fit on cpu: 36.3 MiB (30.2 predicted"),
+    (lambda: goal_from(huge_image()), "predicted memory does not fit on cpu: 36.4 MiB (30.3 predicted"),
     (lambda: goal_with(source_images=[bad_image()]), "1 source_images but 0 source_poses"),
     (lambda: goal_from(bad_image(encoding="hsv9")), "source_images[0]: image enc"),
     (lambda: goal_from(bad_image(width=0, height=0)), "source_images[0]: image is 0x0"),
