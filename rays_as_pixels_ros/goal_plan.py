@@ -22,9 +22,9 @@ from .window import RecentFrames
 
 @dataclass(frozen=True)
 class ViewsPlan:
-    """S sources, V views; frames (S, h, w, 3) uint8 at the model's size, poses (S or V, 4, 4) in one world; stamp in ns.
+    """S sources, V views; poses (S or V, 4, 4) in one world; stamp in ns.
 
-    The views have the camera of the sources where the goal names none.
+    frames: (S, h, w, 3) uint8, at the model's size, as source_intrinsics, which the views have where the goal has none.
     """
 
     frames: np.ndarray
@@ -40,7 +40,10 @@ class ViewsPlan:
 
 @dataclass(frozen=True)
 class ImaginePlan:
-    """frames (S, h, w, 3) uint8 at the model's size, their camera; stamp (ns) and frame of the first, at which the video starts."""
+    """stamp (ns) and frame of the first source, at which the video starts.
+
+    frames: (S, h, w, 3) uint8, at the model's size, as intrinsics.
+    """
 
     frames: np.ndarray
     intrinsics: Intrinsics
@@ -109,7 +112,7 @@ class GoalPlanner:
         )  # fmt: skip
 
     def source_pixels(self, request: Any, live: int) -> int:
-        """Count the pixels that a goal's images (its own, or `live` ones of the camera) hold at once: one, and all fitted."""
+        """Count the pixels held at once of a goal's images (its own, or `live` ones): one whole, all of them fitted."""
         config, images = self._pipeline.config, request.source_images
         sized = images or [conversions.camera_from_info(f.info, f.rectified)[0] for f in self._frames.newest(1)]
         largest = max((one.width * one.height for one in sized), default=0)

@@ -76,12 +76,16 @@ class PixelPipeline:
         )
 
     def draw_cameras(self, frames, intrinsics, samples=8, steps=2, seed=0, reference=0):
-        """Draws about the estimate: 1 cm of the unit and 0.01 radians either way along each axis, in turn."""
+        """Draws about the estimate: 1 cm of the unit and 0.01 radians either way along each axis, in turn.
+
+        As many times as far where frames of the path are missing in the window.
+        """
+        far = 0.01 * np.diff([index_of(frame) for frame in frames]).max(initial=1)
         found = self.estimate_trajectory(frames, intrinsics, reference=reference).T_reference_camera
         draws = np.tile(found, (samples, 1, 1, 1))
         for number, draw in enumerate(draws):
             offset = np.zeros(3)
-            offset[number // 2 % 3] = 0.01 * (-1) ** number
+            offset[number // 2 % 3] = far * (-1) ** number
             draw[1:, :3, 3] += offset
             draw[1:, :3, :3] = Rotation.from_rotvec(offset).as_matrix() @ draw[1:, :3, :3]
         return draws
