@@ -78,9 +78,11 @@ class PixelPipeline:
     def draw_cameras(self, frames, intrinsics, samples=8, steps=2, seed=0, reference=0):
         """Draws about the estimate: 1 cm of the unit and 0.01 radians either way along each axis, in turn.
 
-        As many times as far where frames of the path are missing in the window.
+        As many times as far where frames of the path are missing in the window. The frames are printed.
         """
-        far = 0.01 * np.diff([index_of(frame) for frame in frames]).max(initial=1)
+        numbers = [index_of(frame) for frame in frames]
+        print(f"drawn {numbers}", flush=True)
+        far = 0.01 * np.diff(numbers).max(initial=1)
         found = self.estimate_trajectory(frames, intrinsics, reference=reference).T_reference_camera
         draws = np.tile(found, (samples, 1, 1, 1))
         for number, draw in enumerate(draws):

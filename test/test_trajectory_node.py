@@ -167,6 +167,23 @@ def test_pause_and_resume(peer, trajectory):
     until(lambda: len(peer.got["trajectory_node/pose"]) == 5, "poses after resume")
 
 
+def test_a_window_in_which_the_camera_paused_is_sampled_afresh(peer, trajectory):
+    """Its frames are further apart than those of the windows whose samples it would have had."""
+    restart(peer)
+    poses, start = peer.got["trajectory_node/pose"], peer.node.get_clock().now().nanoseconds
+
+    def show(number):
+        return peer.show(number, stamp=start + number * 10**8)
+
+    before = trajectory.text().count("drawn")
+    play_in_step(show, range(7), poses)
+    play_in_step(show, range(40, 44), poses, length=2)
+    drawn = [line for line in trajectory.text().splitlines() if line.startswith("drawn")][before:]
+    assert drawn == [f"drawn {numbers}" for numbers in ([0, 1, 2, 3, 4], [4, 5, 6, 40, 41], [6, 40, 41, 42, 43])]
+    found = c.pose_to_matrix(poses[-1].pose.pose)
+    np.testing.assert_allclose(found, expected_in_map(path()[[0, 43]], 0.7)[1], atol=1e-5)  # the trajectory goes on
+
+
 def test_bad_images_are_refused_in_one_line_and_the_trajectory_goes_on(peer, trajectory):
     restart(peer)
     for changes, reason in BAD_FRAMES:
@@ -295,8 +312,19 @@ def test_without_the_base_transform_it_says_which_one_is_missing(peer, trajector
             stamps[peer.show(number, stamp=now)] = number
             time.sleep(0.06)
         until(lambda: len(poses) >= 4, "poses once TF is there")
-    for pose in poses:
-        relative = np.linalg.inv(path()[0]) @ path()[stamps[c.stamp_ns(pose.header.stamp)]]
-        relative[:3, 3] *= 0.7
-        expected = mounted @ relative @ np.linalg.inv(mounted)
-        np.testing.assert_allclose(c.pose_to_matrix(pose.pose.pose), expected, atol=1e-6)
+        first_round = list(poses)
+        # A bag of an hour begins again, with the camera elsewhere: TF takes nothing that old beside what it has.
+        moved, begin = mounted.copy(), peer.node.get_clock().now().nanoseconds - 3600 * 10**9
+        moved[:3, 3] = [0.0, 0.3, 0.5]
+        for number in range(21, 28):
+            at = begin + number * 10**8
+            peer.tf.sendTransform(c.transform_message(np.linalg.inv(moved), at, OPTICAL, "base_link"))
+            stamps[peer.show(number, stamp=at)] = number
+            time.sleep(0.06)
+        until(lambda: len(poses) >= len(first_round) + 5, "poses of the second round")
+    for start, mount, found in ((0, mounted, first_round), (21, moved, poses[len(first_round) :])):
+        for pose in found:
+            relative = np.linalg.inv(path()[start]) @ path()[stamps[c.stamp_ns(pose.header.stamp)]]
+            relative[:3, 3] *= 0.7
+            expected = mount @ relative @ np.linalg.inv(mount)
+            np.testing.assert_allclose(c.pose_to_matrix(pose.pose.pose), expected, atol=1e-6)
