@@ -272,10 +272,14 @@ class CameraNode(LifecycleNode):
             return
         if self._health.silent():
             self._warn_of_silence()
+        wrong: set[bytes] = set()
         for own in list(self._inputs):
-            self._warn_of_mismatches(own, self.get_publishers_info_by_topic(own.topic_name), own_publishes=False)
+            others = self.get_publishers_info_by_topic(own.topic_name)
+            wrong |= self._warn_of_mismatches(own, others, own_publishes=False)
         for own in list(self.publishers):
-            self._warn_of_mismatches(own, self.get_subscriptions_info_by_topic(own.topic_name), own_publishes=True)
+            others = self.get_subscriptions_info_by_topic(own.topic_name)
+            wrong |= self._warn_of_mismatches(own, others, own_publishes=True)
+        self._told = wrong  # those that have left are forgotten
 
     def _warn_of_silence(self) -> None:
         image = self._inputs[0]
@@ -287,19 +291,23 @@ class CameraNode(LifecycleNode):
             throttle_duration_sec=10.0,
         )
 
-    def _warn_of_mismatches(self, own, others, own_publishes: bool) -> None:
-        """Say once of each other end why nothing passes between it and ours."""
-        end = _end(own)
+    def _warn_of_mismatches(self, own, others, own_publishes: bool) -> set[bytes]:
+        """Say once of each other end why nothing passes between it and ours; returns the GIDs of those ends."""
+        end, wrong = _end(own), set()
         for info in others:
             why = connections.mismatch(end, info) if own_publishes else connections.mismatch(info, end)
-            if why is None or bytes(info.endpoint_gid) in self._told:
+            if why is None:
                 continue
-            self._told.add(bytes(info.endpoint_gid))
+            gid = bytes(info.endpoint_gid)
+            wrong.add(gid)
+            if gid in self._told:
+                continue
             this, that = ("offers", "asks for") if own_publishes else ("asks for", "offers")
             self.get_logger().warning(
                 f"nothing passes on {own.topic_name}: {why}; this node {this} {connections.describe(end)}, "
                 f"{connections.owner(info)} {that} {connections.describe(info)}"
             )
+        return wrong
 
 
 def _end(endpoint) -> End:
@@ -330,7 +338,10 @@ def run_nodes(make_nodes: Callable[[], list[CameraNode]], args: list[str] | None
         of a signal that came before they were active.
     """
     # rclpy's own handlers close the context at once: a goal in work could neither be answered nor end.
-    rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+    try:
+        rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+    except Exception as error:  # arguments, domain, network
+        return _say(f"ROS cannot be started: {reason(error)}", 1)
     running, stopping = threading.Event(), threading.Event()
 
     def on_signal(number, frame):

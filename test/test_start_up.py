@@ -78,6 +78,18 @@ def test_a_signal_before_the_node_is_active_is_said(ros_domain, tmp_path, number
     assert f"{number.name} came before the nodes were active" in said and "Traceback" not in said
 
 
+@pytest.mark.parametrize("environment, arguments", [
+    ({"ROS_DOMAIN_ID": "seven"}, []), ({}, ["-p", "nonsense"]), ({"CYCLONEDDS_URI": "<nonsense"}, []),
+], ids=["domain", "arguments", "network"])  # fmt: skip
+def test_ros_that_cannot_be_started_is_said(ros_domain, tmp_path, monkeypatch, environment, arguments):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    process = Process(tmp_path, "trajectory_node", "-p", "checkpoint:=broken", *arguments)
+    assert process.wait() == 1
+    said = process.text()
+    assert "exit code 1: ROS cannot be started: " in said and "Traceback" not in said
+
+
 CRASH = """
 import ctypes, sys, types
 from rays_as_pixels_ros import entry_points
