@@ -43,7 +43,7 @@ def test_whatever_activate_raises_is_said_and_undone(ros, capfd, monkeypatch, ma
             patched.setattr(node, "create_subscription", refuse_the_second)
             assert node.trigger_activate() == TransitionCallbackReturn.FAILURE
         assert "cannot be activated: RuntimeError: out of entities" in capfd.readouterr().err
-        assert not node.count_subscribers("/start_up/image_raw"), "the first one is taken back"
+        until(lambda: not node.count_subscribers("/start_up/image_raw"), "the first one to be taken back")
         assert node.trigger_activate() == TransitionCallbackReturn.SUCCESS
         assert "active: listening to /start_up/image_raw" in capfd.readouterr().err
     finally:

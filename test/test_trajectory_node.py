@@ -12,6 +12,7 @@ from nav_msgs.msg import Path as PathMessage
 from pixel_pipeline import LEVELS, load, path
 from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.parameter import Parameter
+from sensor_msgs.msg import Image
 from std_srvs.srv import Trigger
 from tf2_msgs.msg import TFMessage
 from visualization_msgs.msg import Marker, MarkerArray
@@ -31,6 +32,7 @@ from rays_as_pixels_interfaces.srv import SaveTrajectory
 from rays_as_pixels_model.geometry import invert
 from rays_as_pixels_model.media import read_trajectory
 from rays_as_pixels_ros import conversions as c
+from rays_as_pixels_ros.camera_node import BEST_EFFORT
 from rays_as_pixels_ros.parameters import TRAJECTORY
 from rays_as_pixels_ros.trajectory_node import TrajectoryNode
 
@@ -47,7 +49,7 @@ def ros_domain():
 @pytest.fixture(scope="module")
 def trajectory(peer, tmp_path_factory):
     """A trajectory_node and what it publishes."""
-    settings = ("-p", "base_frame:=''", "-p", "loop_every:=0.2")
+    settings = ("-p", "base_frame:=''", "-p", "loop_every:=0.2", "-p", "publish_raxels:=true")
     with Process(tmp_path_factory.mktemp("trajectory"), "trajectory_node", *settings) as process:
         for kind, topic, qos in (
             (PoseWithCovarianceStamped, "trajectory_node/pose", 100),
@@ -55,6 +57,7 @@ def trajectory(peer, tmp_path_factory):
             (PathMessage, "trajectory_node/path", LATCHED),
             (MarkerArray, "trajectory_node/frusta", LATCHED),
             (TFMessage, "/tf", 100),
+            (Image, "trajectory_node/raxels/image_raw", BEST_EFFORT),
         ):
             peer.listen(kind, topic, qos)
         process.until_active()
@@ -110,6 +113,10 @@ def test_stream_in_trajectory_out(peer, trajectory, tmp_path):
     assert len(old.points) == 24 * 16 and len(newest.points) == 16 and newest.type == Marker.LINE_LIST
     apex = newest.points[0]
     np.testing.assert_allclose([apex.x, apex.y, apex.z], found[24][:3, 3], atol=1e-9)
+
+    raxels = peer.got["trajectory_node/raxels/image_raw"]
+    assert raxels and {c.stamp_ns(image.header.stamp) for image in raxels} <= set(stamps)
+    np.testing.assert_array_equal(c.image_to_rgb(raxels[-1]), np.full((32, 48, 3), 127))  # the pixel pipeline's zeros
 
     transforms = {}
     for message in peer.got["/tf"]:
@@ -322,6 +329,8 @@ def test_without_the_base_transform_it_says_which_one_is_missing(peer, trajector
             stamps[peer.show(number, stamp=at)] = number
             time.sleep(0.06)
         until(lambda: len(poses) >= len(first_round) + 5, "poses of the second round")
+    sent = {(t.header.frame_id, t.child_frame_id) for m in peer.got["/tf"] for t in m.transforms}
+    assert ("odom", "base_link") not in sent, "that was switched off"
     for start, mount, found in ((0, mounted, first_round), (21, moved, poses[len(first_round) :])):
         for pose in found:
             relative = np.linalg.inv(path()[start]) @ path()[stamps[c.stamp_ns(pose.header.stamp)]]
