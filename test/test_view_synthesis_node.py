@@ -227,6 +227,7 @@ def test_after_all_refusals_the_node_still_answers(peer, views, moving):
     time.sleep(0.3)
     answer = render(views, goal_with())
     assert answer.result.success, answer.result.message
+    assert "nothing passes" not in views.text(), "every end of its topics here fits"
 
 
 def test_imagine_gives_video_and_path(peer, views, moving):
