@@ -67,9 +67,10 @@ class Context:
                 raise RuntimeError("Context.init() must only be called once")
             self._close()
             self.arguments = RosArguments(sys.argv if args is None else args)
-            domain = int(os.environ.get("ROS_DOMAIN_ID") or 0) if domain_id is None else domain_id
-            if not 0 <= domain <= 232:
-                raise ValueError(f"ROS_DOMAIN_ID is {domain}; it must lie in 0..232")
+            domain = (os.environ.get("ROS_DOMAIN_ID") or 0) if domain_id is None else domain_id
+            if not str(domain).isdecimal() or int(domain) > 232:
+                raise ValueError(f"ROS_DOMAIN_ID is {domain}; it must be a whole number in 0..232")
+            domain = int(domain)
             _warn_small_buffers()
             _join(domain)
             self.domain_id = domain

@@ -75,7 +75,7 @@ class ManagedEntity:
 
     def on_error(self, state):
         """Recover; FAILURE or ERROR leads to finalized."""
-        return TransitionCallbackReturn.FAILURE
+        return TransitionCallbackReturn.SUCCESS
 
 
 class SimpleManagedEntity(ManagedEntity):
@@ -205,6 +205,10 @@ class LifecycleNodeMixin(ManagedEntity):
     def on_deactivate(self, state):
         """Deactivate the managed entities."""
         return self._pass_on("on_deactivate", state)
+
+    def on_error(self, state):
+        """Have the managed entities recover."""
+        return self._pass_on("on_error", state)
 
     def _change(self, label):
         start = self._state_id

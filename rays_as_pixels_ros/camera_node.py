@@ -73,6 +73,7 @@ class CameraNode(LifecycleNode):
         # Images must be taken in their order, so by one thread at a time.
         self._input_group = MutuallyExclusiveCallbackGroup()
         self._inputs: list = []
+        self._told: set[bytes] = set()
         self._pipeline = None
         self._active, self._watch_timer = False, None
         # Two robots side by side must be told apart by more than the node's own name.
@@ -85,29 +86,67 @@ class CameraNode(LifecycleNode):
 
     def on_configure(self, state: State) -> TransitionCallbackReturn:
         """Check parameters and load the model; a bad one fails here, with the reason."""
-        try:
-            self._p = parameters.read(self, self.TABLE, self._problems)
-            self._pipeline = self._load_pipeline(self._p.checkpoint, self._p.device)
-            self._matcher = StampMatcher(limit=10)
-            self._health = Health(silence_s=self._p.silence_timeout)
-            self._configured()
-        except (ValueError, OSError, RuntimeError) as error:
-            self._pipeline = None
-            self.get_logger().error(f"cannot be configured: {_one_line(error)}")
-            return TransitionCallbackReturn.FAILURE
-        return TransitionCallbackReturn.SUCCESS
+        return self._attempt("configured", self._configure, undo=self._unload)
 
     def on_activate(self, state: State) -> TransitionCallbackReturn:
         """Start the subscriptions and what the node offers."""
+        done = self._attempt("activated", self._activate, undo=self._stop)
+        return super().on_activate(state) if done == TransitionCallbackReturn.SUCCESS else done
+
+    def on_deactivate(self, state: State) -> TransitionCallbackReturn:
+        """Stop the subscriptions and what the node offers."""
+        done = self._attempt("deactivated", self._stop)
+        return super().on_deactivate(state) if done == TransitionCallbackReturn.SUCCESS else done
+
+    def on_cleanup(self, state: State) -> TransitionCallbackReturn:
+        """Free the model."""
+        return self._attempt("cleaned up", self._unload)
+
+    def on_shutdown(self, state: State) -> TransitionCallbackReturn:
+        """Stop whatever runs."""
+        done = self._attempt("shut down", self._stop)
+        self._unload()
+        return done
+
+    def stop(self) -> None:
+        """Stop threads and entities before the node is destroyed."""
+        self._stop()
+
+    def _attempt(
+        self, what: str, work: Callable[[], None], undo: Callable[[], None] | None = None
+    ) -> TransitionCallbackReturn:
+        """Do a transition's work, or say why not: rclpy takes what it raises for ERROR, without a word."""
+        try:
+            work()
+        except Exception as error:
+            self.get_logger().error(f"cannot be {what}: {reason(error)}")
+            if undo is None:
+                return TransitionCallbackReturn.ERROR
+            undo()
+            return TransitionCallbackReturn.FAILURE
+        return TransitionCallbackReturn.SUCCESS
+
+    def _configure(self) -> None:
+        self._p = parameters.read(self, self.TABLE, self._problems)
+        self._pipeline = self._load_pipeline(self._p.checkpoint, self._p.device)
+        self._matcher = StampMatcher(limit=10)
+        self._health = Health(silence_s=self._p.silence_timeout)
+        self._configured()
+
+    def _unload(self) -> None:
+        self._pipeline = None
+
+    def _activate(self) -> None:
         reliability = ReliabilityPolicy.RELIABLE if self._p.image_qos == "reliable" else ReliabilityPolicy.BEST_EFFORT
         qos = QoSProfile(depth=5, reliability=reliability)
         compressed = self._p.image_transport == "compressed"
         topic, kind = ("image_raw/compressed", CompressedImage) if compressed else ("image_raw", Image)
         self._image_topic = topic
         self._rectified = conversions.is_rectified(self._p.rectified_images, self.resolve_topic_name(topic))
-        self._inputs = [self._subscribe(0, kind, topic, qos), self._subscribe(1, CameraInfo, "camera_info", qos)]
-        self._told: set[bytes] = set()
+        self._told.clear()
         self._health.start()
+        for half in ((0, kind, topic), (1, CameraInfo, "camera_info")):
+            self._inputs.append(self._subscribe(*half, qos))
         # Steady time: simulated time may stand still, and a wall clock may be set.
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         self._watch_timer = self.create_timer(1.0, self._watch, callback_group=self._free_group, clock=steady)
@@ -117,7 +156,6 @@ class CameraNode(LifecycleNode):
             f"active: listening to {self.resolve_topic_name(topic)}"
             f"{' (rectified: P of camera_info is their camera)' if self._rectified else ''}"
         )
-        return super().on_activate(state)
 
     def _subscribe(self, side: int, kind: Any, topic: str, qos: QoSProfile) -> Any:
         """Listen to one half of the camera, and to its losses where the middleware tells them."""
@@ -132,26 +170,6 @@ class CameraNode(LifecycleNode):
             return listen(event_callbacks=lost)
         except UnsupportedEventTypeError:
             return listen()
-
-    def on_deactivate(self, state: State) -> TransitionCallbackReturn:
-        """Stop the subscriptions and what the node offers."""
-        self._stop()
-        return super().on_deactivate(state)
-
-    def on_cleanup(self, state: State) -> TransitionCallbackReturn:
-        """Free the model."""
-        self._pipeline = None
-        return TransitionCallbackReturn.SUCCESS
-
-    def on_shutdown(self, state: State) -> TransitionCallbackReturn:
-        """Stop whatever runs."""
-        self._stop()
-        self._pipeline = None
-        return TransitionCallbackReturn.SUCCESS
-
-    def stop(self) -> None:
-        """Stop threads and entities before the node is destroyed."""
-        self._stop()
 
     def _stop(self) -> None:
         if not self._inputs:
@@ -206,13 +224,13 @@ class CameraNode(LifecycleNode):
 
     def _refuse_frame(self, error: Exception) -> None:
         self._health.count("refused images")
-        reason = _one_line(error)
+        told = reason(error)
         # Said at once when it is new, then once in 5 s: a broken camera must not flood the log.
-        if reason != getattr(self, "_last_refusal", None):
-            self._last_refusal = reason
-            self.get_logger().error(f"image refused: {reason}")
+        if told != getattr(self, "_last_refusal", None):
+            self._last_refusal = told
+            self.get_logger().error(f"image refused: {told}")
         else:
-            self.get_logger().error(f"image refused: {reason}", throttle_duration_sec=5.0)
+            self.get_logger().error(f"image refused: {told}", throttle_duration_sec=5.0)
 
     # For subclasses
 
@@ -254,10 +272,14 @@ class CameraNode(LifecycleNode):
             return
         if self._health.silent():
             self._warn_of_silence()
+        wrong: set[bytes] = set()
         for own in list(self._inputs):
-            self._warn_of_mismatches(own, self.get_publishers_info_by_topic(own.topic_name), own_publishes=False)
+            others = self.get_publishers_info_by_topic(own.topic_name)
+            wrong |= self._warn_of_mismatches(own, others, own_publishes=False)
         for own in list(self.publishers):
-            self._warn_of_mismatches(own, self.get_subscriptions_info_by_topic(own.topic_name), own_publishes=True)
+            others = self.get_subscriptions_info_by_topic(own.topic_name)
+            wrong |= self._warn_of_mismatches(own, others, own_publishes=True)
+        self._told = wrong  # those that have left are forgotten
 
     def _warn_of_silence(self) -> None:
         image = self._inputs[0]
@@ -269,27 +291,33 @@ class CameraNode(LifecycleNode):
             throttle_duration_sec=10.0,
         )
 
-    def _warn_of_mismatches(self, own, others, own_publishes: bool) -> None:
-        """Say once of each other end why nothing passes between it and ours."""
-        end = _end(own)
+    def _warn_of_mismatches(self, own, others, own_publishes: bool) -> set[bytes]:
+        """Say once of each other end why nothing passes between it and ours; returns the GIDs of those ends."""
+        end, wrong = _end(own), set()
         for info in others:
-            reason = connections.mismatch(end, info) if own_publishes else connections.mismatch(info, end)
-            if reason is None or bytes(info.endpoint_gid) in self._told:
+            why = connections.mismatch(end, info) if own_publishes else connections.mismatch(info, end)
+            if why is None:
                 continue
-            self._told.add(bytes(info.endpoint_gid))
+            gid = bytes(info.endpoint_gid)
+            wrong.add(gid)
+            if gid in self._told:
+                continue
             this, that = ("offers", "asks for") if own_publishes else ("asks for", "offers")
             self.get_logger().warning(
-                f"nothing passes on {own.topic_name}: {reason}; this node {this} {connections.describe(end)}, "
+                f"nothing passes on {own.topic_name}: {why}; this node {this} {connections.describe(end)}, "
                 f"{connections.owner(info)} {that} {connections.describe(info)}"
             )
+        return wrong
 
 
 def _end(endpoint) -> End:
     return End(connections.type_name(endpoint.msg_type), endpoint.qos_profile)
 
 
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+def reason(error: Exception) -> str:
+    """Say in one line what went wrong; an error that is not about what the user gave is named."""
+    line = " ".join(str(error).split())
+    return line if line and isinstance(error, ValueError) else f"{type(error).__name__}: {line}".rstrip(": ")
 
 
 def autostart(node: CameraNode) -> bool:
@@ -303,16 +331,24 @@ def autostart(node: CameraNode) -> bool:
 
 
 def run_nodes(make_nodes: Callable[[], list[CameraNode]], args: list[str] | None, threads: int = 8) -> int:
-    """Run nodes in one process until SIGINT or SIGTERM; returns the exit code (1: a node could not be configured)."""
+    """Run nodes in one process until SIGINT or SIGTERM. An end before that says why on stderr.
+
+    Returns:
+        the exit code: 0; 1 where a node could not be made active, or ROS was shut down under them; 128 and the number
+        of a signal that came before they were active.
+    """
     # rclpy's own handlers close the context at once: a goal in work could neither be answered nor end.
-    rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+    try:
+        rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+    except Exception as error:  # arguments, domain, network
+        return _say(f"ROS cannot be started: {reason(error)}", 1)
     running, stopping = threading.Event(), threading.Event()
 
     def on_signal(number, frame):
         first = not stopping.is_set()
         stopping.set()
         if first and not running.is_set():  # loading a large model takes minutes
-            raise KeyboardInterrupt
+            raise _StoppedEarly(number)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, on_signal)
@@ -322,12 +358,15 @@ def run_nodes(make_nodes: Callable[[], list[CameraNode]], args: list[str] | None
         nodes = make_nodes()
         for node in nodes:
             executor.add_node(node)
-        if not all(autostart(node) for node in nodes):
-            return 1
+        for node in nodes:
+            if not autostart(node):
+                return _say(f"{node.get_name()} could not be made active", 1)
         running.set()
         while rclpy.ok() and not stopping.is_set():
             executor.spin_once(timeout_sec=0.1)
-    except (KeyboardInterrupt, ExternalShutdownException):
+    except _StoppedEarly as stop:
+        return _say(f"{signal.Signals(stop.number).name} came before the nodes were active", 128 + stop.number)
+    except ExternalShutdownException:
         pass
     finally:
         for node in nodes:
@@ -336,7 +375,20 @@ def run_nodes(make_nodes: Callable[[], list[CameraNode]], args: list[str] | None
         for node in nodes:
             node.destroy_node()
         rclpy.try_shutdown()
-    return 0
+    return 0 if stopping.is_set() else _say("ROS was shut down", 1)
+
+
+class _StoppedEarly(BaseException):
+    """A signal before the nodes are active; no Exception, which a transition would take for its own."""
+
+    def __init__(self, number: int):
+        super().__init__(number)
+        self.number = number
+
+
+def _say(why: str, code: int) -> int:
+    print(f"the process ends with exit code {code}: {why}", file=sys.stderr, flush=True)
+    return code
 
 
 def main_of(make_nodes: Callable[[], list[CameraNode]]) -> Callable[[list[str] | None], int]:

@@ -19,8 +19,9 @@ class End:
 
 
 def type_name(message_class: type) -> str:
-    """Full ROS name of a message class, 'pkg/msg/Name'."""
-    return f"{message_class.__module__.partition('.')[0]}/msg/{message_class.__name__}"
+    """Full ROS name of a message class: pkg/msg/Name, or pkg/action/Name_FeedbackMessage of feedback."""
+    package, kind = message_class.__module__.split(".")[:2]
+    return f"{package}/{kind}/{message_class.__name__}"
 
 
 def describe(end: Any) -> str:

@@ -6,6 +6,7 @@ Also `python -m rays_as_pixels_ros.entry_points NODE [arguments] [--ros-args ...
 
 from __future__ import annotations
 
+import faulthandler
 import importlib
 import sys
 
@@ -30,6 +31,8 @@ def run(node: str, args: list[str] | None = None) -> int:
     if node not in _MODULES:
         print(f"unknown node '{node}'; it must be one of {', '.join(_MODULES)}", file=sys.stderr)
         return 2
+    # A crash below Python (middleware, model) would else end the process without a word.
+    faulthandler.enable(sys.__stderr__)
     provide_rclpy()
     module = importlib.import_module(f".{_MODULES[node]}", __package__)
     return module.main(sys.argv[1:] if args is None else args)

@@ -100,7 +100,7 @@ def check_pixels(what: str, sized: Any, count: int, p: Any) -> None:
 
 
 def image_bytes(source_pixels: int, views: int, width: int, height: int) -> int:
-    """Return the bytes that source images and `views` views of width x height take outside the model."""
+    """Return the bytes that `source_pixels` held at once and `views` views of width x height take outside the model."""
     return _BYTES_PER_PIXEL * (source_pixels + views * width * height)
 
 

@@ -7,13 +7,13 @@ goal brings its own images. TF is asked through two functions, so that nothing h
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from rays_as_pixels_model.geometry import Intrinsics
+from rays_as_pixels_model.geometry import Intrinsics, fit_frames
 
 from . import conversions
 from .goal_checks import RefusalError, steps_of
@@ -22,7 +22,10 @@ from .window import RecentFrames
 
 @dataclass(frozen=True)
 class ViewsPlan:
-    """S sources, V views; frames (S, H, W, 3) uint8, poses (S or V, 4, 4) in one world; stamp in ns."""
+    """S sources, V views; poses (S or V, 4, 4) in one world; stamp in ns.
+
+    frames: (S, h, w, 3) uint8, at the model's size, as source_intrinsics, which the views have where the goal has none.
+    """
 
     frames: np.ndarray
     T_world_source: np.ndarray
@@ -37,7 +40,10 @@ class ViewsPlan:
 
 @dataclass(frozen=True)
 class ImaginePlan:
-    """frames (S, H, W, 3) uint8, their camera; stamp (ns) and frame of the first, at which the video starts."""
+    """stamp (ns) and frame of the first source, at which the video starts.
+
+    frames: (S, h, w, 3) uint8, at the model's size, as intrinsics.
+    """
 
     frames: np.ndarray
     intrinsics: Intrinsics
@@ -77,7 +83,7 @@ class GoalPlanner:
         else:
             live = self._live_sources(request)
             stamp, world = live[0].stamp, live[0].frame_id
-            frames, intrinsics = _decode(live)
+            frames, intrinsics = self._decode(live)
             T_world_source = np.stack([self._moved(world, stamp, frame.stamp) for frame in live])
             metres = self._p.metres_per_unit or self._live_unit(live[0])
         T_world_target = np.stack([self._in_world(pose, world, stamp) for pose in request.poses])
@@ -96,7 +102,7 @@ class GoalPlanner:
         if not images and not live:
             raise RefusalError("no source frame yet")
         if live and conversions.is_zero(info):
-            frames, intrinsics = _decode(live)
+            frames, intrinsics = self._decode(live)
         else:
             frames, intrinsics = self._decode_given(images or [frame.image for frame in live], "camera_info", info)
         start = (images[0] if images else live[0].image).header
@@ -106,11 +112,11 @@ class GoalPlanner:
         )  # fmt: skip
 
     def source_pixels(self, request: Any, live: int) -> int:
-        """Count the pixels of the images that a goal decodes: its own, or `live` ones of the camera."""
-        if request.source_images:
-            return sum(image.width * image.height for image in request.source_images)
-        cameras = [conversions.camera_from_info(f.info, f.rectified)[0] for f in self._frames.newest(1)]
-        return sum(camera.width * camera.height for camera in cameras) * live
+        """Count the pixels held at once of a goal's images (its own, or `live` ones): one whole, all of them fitted."""
+        config, images = self._pipeline.config, request.source_images
+        sized = images or [conversions.camera_from_info(f.info, f.rectified)[0] for f in self._frames.newest(1)]
+        largest = max((one.width * one.height for one in sized), default=0)
+        return largest + (len(images) or live) * config.width * config.height
 
     # Sources
 
@@ -168,7 +174,25 @@ class GoalPlanner:
             if not newest:
                 raise RefusalError(f"{field} is empty and there is no live camera to take it from")
             info, rectified = newest[0].info, newest[0].rectified
-        return _stacked([conversions.pinhole_frame(image, info, rectified=rectified) for image in images])
+        return self._fitted(conversions.pinhole_frame(image, info, self._size, rectified) for image in images)
+
+    @property
+    def _size(self) -> tuple[int, int]:
+        return self._pipeline.config.width, self._pipeline.config.height
+
+    def _decode(self, frames: list[Any]) -> tuple[np.ndarray, Intrinsics]:
+        """Decode live frames to (N, h, w, 3) and the camera of the first."""
+        return self._fitted(frame.decode(self._size) for frame in frames)
+
+    def _fitted(self, decoded: Iterable[tuple[np.ndarray, Intrinsics]]) -> tuple[np.ndarray, Intrinsics]:
+        """Fit images to the model's size, each as it is decoded; raises RefusalError if they differ in theirs."""
+        made, sizes = [], set()
+        for rgb, camera in decoded:
+            sizes.add(rgb.shape)
+            made.append(fit_frames(rgb[None], camera, *self._size))
+        if len(sizes) > 1:  # those of a goal were checked as it came
+            raise RefusalError("the live images changed their size; wait until the buffer holds one size")
+        return np.concatenate([frame for frame, _ in made]), made[0][1]
 
     # Poses
 
@@ -202,7 +226,7 @@ class GoalPlanner:
                 f"metres_per_unit is 0 (to be estimated), but only {len(held)} images are held; {count} that are "
                 f"{stride} apart are needed: wait, or set metres_per_unit"
             )
-        frames, intrinsics = _decode(window)
+        frames, intrinsics = self._decode(window)
         poses = [self._lookup(self._p.fixed_frame, frame.stamp, frame.frame_id, frame.stamp) for frame in window]
         return self._estimated_unit(frames, intrinsics, np.stack(poses))
 
@@ -219,14 +243,3 @@ class GoalPlanner:
         except ValueError as error:
             raise RefusalError(f"metres_per_unit cannot be estimated: {error}") from error
 
-
-def _decode(frames: list[Any]) -> tuple[np.ndarray, Intrinsics]:
-    """Decode live frames to (N, H, W, 3) and the camera of the first."""
-    return _stacked([frame.decode() for frame in frames])
-
-
-def _stacked(decoded: list[tuple[np.ndarray, Intrinsics]]) -> tuple[np.ndarray, Intrinsics]:
-    """Join images of one size; raises RefusalError if sizes differ (those of a goal were checked as it came)."""
-    if len({rgb.shape for rgb, _ in decoded}) > 1:
-        raise RefusalError("the live images changed their size; wait until the buffer holds one size")
-    return np.stack([rgb for rgb, _ in decoded]), decoded[0][1]

@@ -47,8 +47,8 @@ class Parameter:
 
 _CAMERA = (
     Parameter("autostart", True, "Configure and activate at start; false: wait for lifecycle transitions."),
-    Parameter("checkpoint", "", "Folder or safetensors file of the model; empty: the one that is shipped."),
-    Parameter("device", "auto", "Torch device: auto, cpu, cuda, cuda:1."),
+    Parameter("checkpoint", "", "Model: a folder (also an exported one) or safetensors file; empty: the shipped one."),
+    Parameter("device", "auto", "Where the model runs: auto (a GPU if there is one), cpu, cuda, cuda:1."),
     Parameter(
         "image_transport", "raw", "raw: image_raw; compressed: image_raw/compressed.", choices=("raw", "compressed")
     ),

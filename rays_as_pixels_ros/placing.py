@@ -54,10 +54,15 @@ class WindowPlacer:
         self._chain.reset()
 
     def covariances(
-        self, pipeline: Any, frames: np.ndarray, intrinsics: Intrinsics, estimate: TrajectoryEstimate
+        self,
+        pipeline: Any,
+        frames: np.ndarray,
+        intrinsics: Intrinsics,
+        estimate: TrajectoryEstimate,
+        paused: bool = False,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return what `place` takes; changes nothing of the trajectory. See `WindowCovariance.of`."""
-        return self._spreads.of(pipeline, frames, intrinsics, estimate)
+        return self._spreads.of(pipeline, frames, intrinsics, estimate, paused)
 
     def place(
         self, ids: Sequence[int], T_window_camera: np.ndarray, covariances: tuple[np.ndarray, np.ndarray]
@@ -82,7 +87,12 @@ class WindowPlacer:
         return placed
 
     def refresh(
-        self, pipeline: Any, frames: np.ndarray, intrinsics: Intrinsics, estimate: TrajectoryEstimate
+        self,
+        pipeline: Any,
+        frames: np.ndarray,
+        intrinsics: Intrinsics,
+        estimate: TrajectoryEstimate,
+        paused: bool = False,
     ) -> None:
         """Sample this window for those that follow, once its poses are out. See `WindowCovariance.refresh`."""
-        self._spreads.refresh(pipeline, frames, intrinsics, estimate)
+        self._spreads.refresh(pipeline, frames, intrinsics, estimate, paused)

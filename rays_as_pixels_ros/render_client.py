@@ -91,10 +91,10 @@ class _Client:
             raise ClientError(f"no action server at '{self._options.action}' within {self._options.timeout:g} s")
         sent = client.send_goal_async(goal, feedback_callback=self._show)
         try:
-            handle = self._wait(sent, "the goal's acceptance")
+            handle = self._wait(client, sent, "the goal's acceptance")
             if not handle.accepted:
                 raise ClientError("the goal was rejected")
-            result = self._wait(handle.get_result_async(), "the views").result
+            result = self._wait(client, handle.get_result_async(), "the views").result
         except (KeyboardInterrupt, ClientError):
             self._cancel(sent)
             raise
@@ -112,10 +112,13 @@ class _Client:
     def _left(self) -> float:
         return max(0.0, self._deadline - time.monotonic())
 
-    def _wait(self, future, what: str):
-        self._executor.spin_until_future_complete(future, timeout_sec=self._left())
-        if not future.done():
-            raise ClientError(f"{what} did not come within {self._options.timeout:g} s")
+    def _wait(self, client, future, what: str):
+        while not future.done():
+            if self._left() == 0.0:
+                raise ClientError(f"{what} did not come within {self._options.timeout:g} s")
+            if not client.server_is_ready():
+                raise ClientError(f"{what} will not come: the action server at '{self._options.action}' is gone")
+            self._executor.spin_until_future_complete(future, timeout_sec=min(1.0, self._left()))
         return future.result()
 
     def _in_frame(self, poses: np.ndarray, relative: bool) -> tuple[str, np.ndarray]:

@@ -64,6 +64,8 @@ class Track:
         self._saved.clear()
         self._chain: OdometryChain | None = None
         self._previous: TrackedPose | None = None
+        # Of the camera's motion since the pose before: in the axes of odom, about where the camera is.
+        self._moved = np.zeros((6, 6))
 
     def add(
         self,
@@ -87,8 +89,7 @@ class Track:
         mount = np.eye(4) if T_base_optical is None else T_base_optical
         if self._chain is None:
             self._chain = OdometryChain(T_REP103_OPTICAL if T_base_optical is None else T_base_optical)
-        before = self._chain.T_odom_camera[:3, :3]
-        self._chain.add(frame, metres)
+        self._move(frame, metres, step_covariance)
         T_optical_base, T_map_optical = invert(mount), self._chain.T_map_camera
         T_map_base, T_odom_base = T_map_optical @ T_optical_base, self._chain.T_odom_camera @ T_optical_base
         turn = T_map_optical[:3, :3] @ frame.T_map_camera[:3, :3].T
@@ -102,16 +103,29 @@ class Track:
             moved = invert(self._previous.T_odom_base) @ T_odom_base
             turn = moved[:3, :3].T
             twist = np.concatenate([turn @ moved[:3, 3], turn @ so3_log(moved[:3, :3])]) / seconds
-            step = rotate_covariance(step_covariance, np.eye(3), metres)
-            step = move_covariance(step, T_optical_base[:3, 3])
-            twist_covariance = rotate_covariance(step, T_odom_base[:3, :3].T @ before) / seconds**2
+            step = move_covariance(self._moved, T_odom_base[:3, 3] - self._chain.T_odom_camera[:3, 3])
+            twist_covariance = rotate_covariance(step, T_odom_base[:3, :3].T) / seconds**2
         found = TrackedPose(
             stamp, T_map_base, T_odom_base, self._chain.T_map_odom, T_map_optical, covariance, twist, twist_covariance
         )  # fmt: skip
-        self._previous = found
+        self._previous, self._moved = found, np.zeros((6, 6))
         self.path.append(found)
         self._saved.append(stamp, T_map_base)
         return found
+
+    def skip(self, frame: StitchedFrame, metres: float | None, step_covariance: np.ndarray) -> None:
+        """Move on by a frame without a pose (where the camera sits is not known): the next one has its motion too.
+
+        Args: as of `add`. Before the first pose nothing is to be done, and metres may be unknown.
+        """
+        if self._chain is not None:
+            self._move(frame, metres, step_covariance)
+
+    def _move(self, frame: StitchedFrame, metres: float, step_covariance: np.ndarray) -> None:
+        before = self._chain.T_odom_camera
+        self._chain.add(frame, metres)
+        step = rotate_covariance(step_covariance, before[:3, :3], metres)
+        self._moved = move_covariance(self._moved, self._chain.T_odom_camera[:3, 3] - before[:3, 3]) + step
 
     def frusta(self, count: int, intrinsics: Intrinsics, depth: float) -> np.ndarray:
         """Lines (N, 16, 3), see `frusta_lines`, of at most `count` cameras spread over the path, the newest last."""

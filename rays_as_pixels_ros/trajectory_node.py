@@ -34,7 +34,7 @@ from .placing import Place, WindowPlacer
 from .scale import MetricScale, distance_between
 from .stitching import Stitcher
 from .track import Track
-from .window import Window, WindowBuffer
+from .window import Window, WindowBuffer, spans_pause
 
 _SHOW_EVERY_S = 0.5  # path and frusta grow with the trajectory: they must not hold poses up
 
@@ -58,6 +58,8 @@ class TrajectoryNode(CameraNode):
         super().__init__(name, **kwargs)
         self._track_lock = threading.RLock()
         self._worker: threading.Thread | None = None
+        self._offered: list = []
+        self._paused = False
         self._stopping = threading.Event()
         self._pose_publisher = self.create_publisher(PoseWithCovarianceStamped, "~/pose", RELIABLE)
         self._odometry_publisher = self.create_publisher(Odometry, "~/odometry", RELIABLE)
@@ -96,15 +98,13 @@ class TrajectoryNode(CameraNode):
 
     def _activated(self) -> None:
         self._paused = False
-        self._offered = [
-            self.create_service(kind, name, callback, callback_group=self._free_group)
-            for kind, name, callback in (
-                (Trigger, "~/reset", self._on_reset),
-                (Trigger, "~/pause", self._on_pause),
-                (Trigger, "~/resume", self._on_resume),
-                (SaveTrajectory, "~/save_trajectory", self._on_save),
-            )
-        ]
+        for kind, name, callback in (
+            (Trigger, "~/reset", self._on_reset),
+            (Trigger, "~/pause", self._on_pause),
+            (Trigger, "~/resume", self._on_resume),
+            (SaveTrajectory, "~/save_trajectory", self._on_save),
+        ):
+            self._offered.append(self.create_service(kind, name, callback, callback_group=self._free_group))
         if self._p.scale_source == "odometry":
             self._inputs.append(
                 self.create_subscription(
@@ -120,8 +120,8 @@ class TrajectoryNode(CameraNode):
         self._windows.wake()
         if self._worker is not None:
             self._worker.join(timeout=60.0)
-        for service in self._offered:
-            self.destroy_service(service)
+        while self._offered:
+            self.destroy_service(self._offered.pop())
         self._forget()
 
     def _forget(self) -> None:
@@ -153,6 +153,7 @@ class TrajectoryNode(CameraNode):
                 self.get_logger().warning(
                     f"time went back by {(self._last_stamp - frame.stamp) * 1e-9:.3f} s (a bag that loops?): reset"
                 )
+                self._tf_buffer.clear()  # it takes nothing that is 10 s older than its newest
                 self._reset()
             elif frame.stamp == self._last_stamp:
                 return
@@ -205,7 +206,9 @@ class TrajectoryNode(CameraNode):
             frames, intrinsics, steps=self._p.steps, seed=self._p.seed, reference=0
         )
         trusted = mistrusted(estimate.residual, self._health.max_residual) is None
-        known = self._placer.covariances(self._pipeline, frames, intrinsics, estimate) if trusted else None
+        seen = self._pipeline, frames, intrinsics, estimate
+        paused = spans_pause(window.ids, [item.stamp for item in window.items])
+        known = self._placer.covariances(*seen, paused) if trusted else None
         with self._track_lock:
             if window.life != self._windows.life:
                 return  # a reset came meanwhile
@@ -220,7 +223,7 @@ class TrajectoryNode(CameraNode):
             if self._p.publish_raxels:
                 picture = np.clip((estimate.raxels[-1] + 1.0) * 127.5, 0, 255).astype(np.uint8)
                 self._raxel_publisher.publish(conversions.rgb_to_image(picture, newest.stamp, newest.frame_id))
-        self._placer.refresh(self._pipeline, frames, intrinsics, estimate)
+        self._placer.refresh(*seen, paused)
         if self._p.loop_every and time.monotonic() >= self._loop_at:
             self._close_the_loop(frames, intrinsics, estimate)
 
@@ -265,6 +268,7 @@ class TrajectoryNode(CameraNode):
                 throttle_duration_sec=5.0,
             )
         if not known or metres is None:
+            self._track.skip(place.stitched, metres, place.step_covariance)
             return
         tracked = self._track.add(
             place.stitched, item.stamp, T_base_optical, metres, place.covariance, place.step_covariance,

@@ -72,22 +72,41 @@ class WindowCovariance:
         """Sample the next window."""
         self._windows, self._drawn = 0, None
 
-    def of(self, pipeline: Any, frames: np.ndarray, intrinsics: Intrinsics, estimate: TrajectoryEstimate) -> tuple:
+    def of(
+        self,
+        pipeline: Any,
+        frames: np.ndarray,
+        intrinsics: Intrinsics,
+        estimate: TrajectoryEstimate,
+        paused: bool = False,
+    ) -> tuple:
         """Return covariances of a window's cameras and of the motions to them, both (T, 6, 6), model units.
 
         The first in the axes of the reference, the second in those of the frame before (zero for the first frame).
+
+        Args:
+            paused: the camera paused within the window (`window.spans_pause`). It resembles none of the others, so it
+                has samples of its own, and they serve no other.
         """
         drawn = self._drawn
-        if drawn is None or self._every == 1:
-            drawn = self._drawn = self._draw(pipeline, frames, intrinsics, estimate)
+        if paused or drawn is None or self._every == 1:
+            drawn = self._draw(pipeline, frames, intrinsics, estimate)
+            self._drawn = self._drawn if paused else drawn
         T, (cameras, steps) = estimate.T_reference_camera, drawn
         T_previous_camera = np.concatenate([np.eye(4)[None], invert(T[:-1]) @ T[1:]])
         return self._calibration.of_errors(cameras, T), self._calibration.of_errors(steps, T_previous_camera)
 
-    def refresh(self, pipeline: Any, frames: np.ndarray, intrinsics: Intrinsics, estimate: TrajectoryEstimate) -> None:
+    def refresh(
+        self,
+        pipeline: Any,
+        frames: np.ndarray,
+        intrinsics: Intrinsics,
+        estimate: TrajectoryEstimate,
+        paused: bool = False,
+    ) -> None:
         """Sample this window for those that follow, if its turn has come: after its poses, which do not wait for it."""
         self._windows += 1
-        if self._every > 1 and self._windows % self._every == 0:
+        if self._every > 1 and self._windows % self._every == 0 and not paused:
             self._drawn = self._draw(pipeline, frames, intrinsics, estimate)
 
     def _draw(self, pipeline: Any, frames: np.ndarray, intrinsics: Intrinsics, estimate: TrajectoryEstimate) -> tuple:

@@ -29,7 +29,7 @@ from rays_as_pixels_model import memory
 from rays_as_pixels_model.geometry import Intrinsics, invert
 
 from . import conversions, goal_checks
-from .camera_node import RELIABLE, CameraFrame, CameraNode, main_of
+from .camera_node import RELIABLE, CameraFrame, CameraNode, main_of, reason
 from .goal_checks import RefusalError
 from .goal_plan import GoalPlanner, ImaginePlan
 from .goal_queue import GoalQueue
@@ -58,6 +58,7 @@ class ViewSynthesisNode(CameraNode):
     def __init__(self, name: str = "view_synthesis_node", **kwargs):
         super().__init__(name, **kwargs)
         self._stopping = threading.Event()
+        self._servers: list[ActionServer] = []
         self._image_publisher = self.create_publisher(Image, "~/rendered/image_raw", RELIABLE)
         self._info_publisher = self.create_publisher(CameraInfo, "~/rendered/camera_info", RELIABLE)
         self._tf_buffer = Buffer()
@@ -72,8 +73,11 @@ class ViewSynthesisNode(CameraNode):
 
     def _activated(self) -> None:
         self._stopping.clear()
-        self._servers = [
-            ActionServer(
+        for name, task in (
+            ("~/render_views", _Task(RenderViews, self._check_render_views, self._render_views)),
+            ("~/imagine", _Task(Imagine, self._check_imagine, self._imagine)),
+        ):
+            server = ActionServer(
                 self,
                 task.action,
                 name,
@@ -83,11 +87,7 @@ class ViewSynthesisNode(CameraNode):
                 cancel_callback=partial(self._on_cancel, task),
                 callback_group=self._free_group,
             )
-            for name, task in (
-                ("~/render_views", _Task(RenderViews, self._check_render_views, self._render_views)),
-                ("~/imagine", _Task(Imagine, self._check_imagine, self._imagine)),
-            )
-        ]
+            self._servers.append(server)
 
     def _deactivated(self) -> None:
         self._stopping.set()
@@ -96,8 +96,8 @@ class ViewSynthesisNode(CameraNode):
         # A running goal ends at its next denoising step.
         self._queue.wait_idle(timeout=60.0)
         time.sleep(0.2)  # for the results of the ended goals to leave
-        for server in self._servers:
-            server.destroy()
+        while self._servers:
+            self._servers.pop().destroy()
         self._frames.clear()
 
     def on_cleanup(self, state: State) -> TransitionCallbackReturn:
@@ -113,6 +113,7 @@ class ViewSynthesisNode(CameraNode):
         if newest and frame.stamp < newest[0].stamp:
             self.get_logger().warning("time went back (a bag that loops?): the image buffer was emptied")
             self._frames.clear()
+            self._tf_buffer.clear()  # it takes nothing that is 10 s older than its newest
         self._frames.push(frame)
 
     def _status(self, table: dict[str, str]) -> None:
@@ -128,7 +129,7 @@ class ViewSynthesisNode(CameraNode):
             if self._queue.offer((task, handle)):
                 handle.execute()
         except Exception as error:  # a goal must never take the node down, whatever is wrong with it
-            handle.execute(partial(self._end, task, reason=_reason(error)))
+            handle.execute(partial(self._end, task, reason=reason(error)))
 
     def _on_cancel(self, task: _Task, handle) -> CancelResponse:
         # One that waits ends now, not when its turn comes; the state changes only after this returns.
@@ -157,7 +158,7 @@ class ViewSynthesisNode(CameraNode):
             handle.succeed()
             return result
         except Exception as error:
-            return self._end(task, handle, _STOPPING if self._stopping.is_set() else _reason(error))
+            return self._end(task, handle, _STOPPING if self._stopping.is_set() else reason(error))
         finally:
             following = self._queue.finished()
             if following is not None:
@@ -307,12 +308,6 @@ class ViewSynthesisNode(CameraNode):
             return invert(T_fixed_target) @ T_fixed_source
         except TransformException as error:
             raise RefusalError(f"no transform from '{source}' to '{target}': {' '.join(str(error).split())}") from error
-
-
-def _reason(error: Exception) -> str:
-    """Say in one line what went wrong; an error that is not about the goal is named."""
-    line = " ".join(str(error).split())
-    return line if line and isinstance(error, ValueError) else f"{type(error).__name__}: {line}".rstrip(": ")
 
 
 main = main_of(lambda: [ViewSynthesisNode()])

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+_PAUSE = 5.0  # usual intervals of the camera
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,21 @@ class WindowBuffer:
     def ready(self) -> int:
         """Frames that are already in the next window."""
         return len(self._frames)
+
+
+def spans_pause(ids: Sequence[int], stamps: Sequence[int]) -> bool:
+    """Say whether the camera paused within a window: an interval is over five times the usual one of the same window.
+
+    Frames that were dropped count (their ids are missing), so a model that does not keep up sees no pauses.
+
+    Args:
+        ids: frame numbers, stamps: ns; both increasing, of one length, at least 2.
+    """
+    intervals = sorted(
+        (stamp - before) / (number - last)
+        for number, last, stamp, before in zip(ids[1:], ids, stamps[1:], stamps, strict=False)
+    )
+    return intervals[-1] > _PAUSE * intervals[(len(intervals) - 1) // 2]
 
 
 def overlapping_windows(frames: Iterable, length: int, hop: int) -> Iterator[list]:

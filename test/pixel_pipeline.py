@@ -76,12 +76,18 @@ class PixelPipeline:
         )
 
     def draw_cameras(self, frames, intrinsics, samples=8, steps=2, seed=0, reference=0):
-        """Draws about the estimate: 1 cm of the unit and 0.01 radians either way along each axis, in turn."""
+        """Draws about the estimate: 1 cm of the unit and 0.01 radians either way along each axis, in turn.
+
+        As many times as far where frames of the path are missing in the window. The frames are printed.
+        """
+        numbers = [index_of(frame) for frame in frames]
+        print(f"drawn {numbers}", flush=True)
+        far = 0.01 * np.diff(numbers).max(initial=1)
         found = self.estimate_trajectory(frames, intrinsics, reference=reference).T_reference_camera
         draws = np.tile(found, (samples, 1, 1, 1))
         for number, draw in enumerate(draws):
             offset = np.zeros(3)
-            offset[number // 2 % 3] = 0.01 * (-1) ** number
+            offset[number // 2 % 3] = far * (-1) ** number
             draw[1:, :3, 3] += offset
             draw[1:, :3, :3] = Rotation.from_rotvec(offset).as_matrix() @ draw[1:, :3, :3]
         return draws
@@ -138,6 +144,11 @@ def load(checkpoint, device):
     """Stand in for Pipeline.from_checkpoint."""
     if checkpoint == "broken":
         raise ValueError("broken: not a checkpoint")
+    if checkpoint == "unforeseen":
+        raise KeyError("frames")
+    if checkpoint == "endless":
+        print("loading", flush=True)
+        time.sleep(300)
     pipeline = PixelPipeline(
         seconds=0.3 if checkpoint == "slow" else 0.0, lost=4 if checkpoint == "blurred" else None
     )

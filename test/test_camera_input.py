@@ -11,7 +11,8 @@ from embedded_process import LOSSY
 from embedded_process import Process as Program
 from pixel_pipeline import load, picture
 from rclpy.node import Node
-from sensor_msgs.msg import Image
+from rclpy.parameter import Parameter
+from sensor_msgs.msg import CompressedImage, Image
 from view_goals import pose_at, render, serving
 from wire import START, Process, bad_info, module_domain, until
 
@@ -100,6 +101,32 @@ def test_losses_that_the_middleware_tells_are_in_the_diagnostics(peer, monkeypat
         assert (table["images lost in transit"], table["camera_infos lost in transit"]) == ("3", "4")
         assert level == 1 and line == "3 images lost in transit"
         assert node._health.report()[0] == 0, "a warning only while they rise"
+    finally:
+        node.stop()
+        node.destroy_node()
+
+
+def test_an_end_that_does_not_fit_is_told_in_the_diagnostics_until_it_leaves(peer):
+    node = TrajectoryNode(
+        "picky", load_pipeline=load, namespace="picky", parameter_overrides=[Parameter("silence_timeout", value=3600.0)]
+    )
+
+    said = []
+    status = SimpleNamespace(summary=lambda level, message: said.append(message), add=lambda key, value: None)
+
+    def line():
+        node._watch()
+        node._diagnose(status)
+        return said[-1]
+
+    try:
+        node.trigger_configure()
+        node.trigger_activate()
+        assert line() == "ok"
+        wrong = peer.node.create_publisher(CompressedImage, "picky/image_raw", 10)
+        until(lambda: "another type or QoS" in line(), "the warning")
+        peer.node.destroy_publisher(wrong)
+        until(lambda: line() == "ok", "the end of the warning")
     finally:
         node.stop()
         node.destroy_node()

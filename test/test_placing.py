@@ -14,18 +14,18 @@ from rays_as_pixels_ros.uncertainty import UNKNOWN
 CAMERA = Intrinsics.from_fov(70.0, 72, 48)
 
 
-def placed(windows, **calibration):
-    """Places of the frames of windows (frame numbers each)."""
+def placed(windows, paused=(), **calibration):
+    """Places of the frames of windows (frame numbers each), of which some are paused (their indices)."""
     pipe = PixelPipeline()
     placer, found = WindowPlacer(Stitcher(), replace(pipe.calibration, **calibration), samples=6, every=4), {}
-    for ids in windows:
+    for index, ids in enumerate(windows):
         frames = np.stack([picture(number) for number in ids])
         estimate = pipe.estimate_trajectory(frames, CAMERA)
-        covariances = placer.covariances(pipe, frames, CAMERA, estimate)
+        covariances = placer.covariances(pipe, frames, CAMERA, estimate, index in paused)
         for place in placer.place(ids, estimate.T_reference_camera, covariances):
             assert ids[place.index] == place.stitched.frame
             found[place.stitched.frame] = place
-        placer.refresh(pipe, frames, CAMERA, estimate)
+        placer.refresh(pipe, frames, CAMERA, estimate, index in paused)
     return found
 
 
@@ -46,3 +46,18 @@ def test_after_a_gap_neither_the_place_nor_the_motion_to_it_is_known():
     np.testing.assert_array_equal(found[10].step_covariance, UNKNOWN)
     assert np.all(np.diag(found[10].covariance) >= np.diag(UNKNOWN))
     assert np.trace(found[11].step_covariance) < 1.0, "from there on the window tells"
+
+
+def test_a_window_with_a_pause_has_samples_of_its_own_and_they_serve_no_other():
+    """The pipeline draws further apart where frames are missing: here those that the camera did not take in a pause."""
+    windows = [range(0, 5), range(2, 7), (4, 5, 6, 20, 21), (6, 20, 21, 22, 23), range(20, 25), range(22, 27)]
+    calibration = dict(translation_motion=0.0, rotation_motion=0.0, correlation_frames=0.0)
+    shared, own = placed(windows, **calibration), placed(windows, (2, 3), **calibration)
+
+    def step(found, number):
+        return np.trace(found[number].step_covariance)
+
+    assert step(own, 20) > 50 * step(shared, 20), "14 times as far apart as the draws of the windows before"
+    assert step(own, 5) == step(shared, 5)
+    for number in (24, 26):
+        assert step(own, number) < 3 * step(own, 5) < step(shared, number) / 10

@@ -72,6 +72,64 @@ def test_twist_is_the_motion_in_base_axes():
     np.testing.assert_allclose(second.twist, np.concatenate([turn.T @ [3.0, 1.0, 0.0], [0, 0, 2.0]]), atol=1e-9)
 
 
+@settings(max_examples=20, deadline=None)
+@given(seed=SEED, metres=st.floats(0.1, 10))
+def test_frames_without_a_pose_count_in_what_follows(seed, metres):
+    """Where the base's transform is missing for two frames, the next pose has the motion of all three."""
+    rng = np.random.default_rng(seed)
+    poses, mount = random_poses(rng, 6), random_poses(rng, 2)[1]
+    whole, track = fill(Track(10), poses, mount=mount, metres=metres), Track(10)
+    for number, pose in enumerate(poses):
+        moved = invert(poses[number - 1]) @ pose if number else np.eye(4)
+        frame = StitchedFrame(number, pose, moved, 1.0, 0)
+        if number in (3, 4):
+            track.skip(frame, metres, SMALL)
+        else:
+            found = track.add(frame, int(number * 0.1 * 1e9), mount, metres, SMALL, SMALL)
+    np.testing.assert_allclose(found.T_odom_base, whole[5].T_odom_base, atol=1e-9 * metres)
+    np.testing.assert_allclose(found.T_map_odom, np.eye(4), atol=1e-9 * metres)
+    moved = invert(whole[2].T_odom_base) @ whole[5].T_odom_base
+    twist = np.concatenate([moved[:3, :3].T @ moved[:3, 3], so3_log(moved[:3, :3])]) / 0.3
+    np.testing.assert_allclose(found.twist, twist, atol=1e-8 * metres)
+    # Three equal steps' turns, over three times as long.
+    np.testing.assert_allclose(found.twist_covariance[3:, 3:], whole[5].twist_covariance[3:, 3:] / 3, atol=1e-12)
+
+
+def test_nothing_is_skipped_before_the_first_pose():
+    track = Track(10)
+    track.skip(StitchedFrame(0, np.eye(4), np.eye(4), 1.0, 0), None, SMALL)
+    first = track.add(StitchedFrame(1, np.eye(4), np.eye(4), 1.0, 0), 10**8, None, 1.0, SMALL, SMALL)
+    np.testing.assert_array_equal(first.twist_covariance, UNKNOWN)
+
+
+@settings(max_examples=5, deadline=None)
+@given(seed=SEED)
+def test_the_twist_is_known_as_well_as_the_motions_since_the_last_pose(seed):
+    """Two steps with their own errors, the first one without a pose; the derivatives of the base are numerical."""
+    rng = np.random.default_rng(seed)
+    poses, mount = random_poses(rng, 3), random_poses(rng, 2, reach=2.0)[1]
+    steps = invert(poses[:-1]) @ poses[1:]
+    roots = rng.normal(0, 0.1, (2, 6, 6))
+    covariances = roots @ roots.transpose(0, 2, 1)
+
+    def arrive(errors):
+        track = Track(10)
+        track.add(StitchedFrame(0, np.eye(4), np.eye(4), 1.0, 0), 0, mount, 2.0, SMALL, SMALL)
+        moved = [make_pose(so3_exp(e[3:]) @ T[:3, :3], T[:3, 3] + e[:3]) for e, T in zip(errors, steps, strict=True)]
+        track.skip(StitchedFrame(1, poses[1], moved[0], 1.0, 0), 2.0, covariances[0])
+        return track.add(StitchedFrame(2, poses[2], moved[1], 1.0, 0), 10**9, mount, 2.0, SMALL, covariances[1])
+
+    exact, columns = arrive(np.zeros((2, 6))), []
+    for nudge in 1e-6 * np.eye(12).reshape(12, 2, 6):
+        T = arrive(nudge).T_odom_base
+        turn = so3_log(T[:3, :3] @ exact.T_odom_base[:3, :3].T)
+        columns.append(np.concatenate([T[:3, 3] - exact.T_odom_base[:3, 3], turn]) / 1e-6)
+    jacobian = np.stack(columns, axis=1).reshape(6, 2, 6)
+    in_odom = sum(jacobian[:, k] @ covariances[k] @ jacobian[:, k].T for k in range(2))
+    wanted = rotate_covariance(in_odom, exact.T_odom_base[:3, :3].T)
+    np.testing.assert_allclose(exact.twist_covariance, wanted, atol=1e-4 * np.abs(wanted).max())
+
+
 @settings(max_examples=5, deadline=None)
 @given(seed=SEED)
 def test_covariance_of_the_base_is_that_of_many_noisy_cameras(seed):

@@ -181,3 +181,16 @@ def test_a_signal_in_the_middle_of_a_goal_leaves_nothing_behind(peer, tmp_path, 
     if shared:
         assert not {name for name in set(os.listdir("/dev/shm")) - shared if str(process.pid) in name}
     until(lambda: "mortal" not in peer.node.get_node_names(), "the node to leave the graph")
+
+
+def test_a_client_notices_that_its_server_was_killed(peer, tmp_path):
+    """Long before its time is up; other processes hold a dead one for alive for some ten seconds."""
+    more = ["--action", "doomed/render_views", "--steps", "200", "--seed", "400", "--timeout", "600"]
+    with node(peer, tmp_path, name="doomed") as process:
+        show_camera(peer, process)
+        before, client = denoised(process), start_client(tmp_path, *more)
+        until(lambda: denoised(process) > before + 2 or client.poll() is not None, "the goal to run", START)
+        process.kill()
+        _, error = client.communicate(timeout=START)
+    assert client.returncode == 1, error
+    assert "the views will not come: the action server at 'doomed/render_views' is gone" in error

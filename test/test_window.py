@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rays_as_pixels_ros.window import RecentFrames, StampMatcher, WindowBuffer
+from rays_as_pixels_ros.window import RecentFrames, StampMatcher, WindowBuffer, spans_pause
 
 
 @given(length=st.integers(2, 9), data=st.data(), stride=st.integers(1, 4), total=st.integers(0, 80))
@@ -80,6 +80,18 @@ def test_frames_are_prepared_once_and_refused_ones_leave_no_hole_in_the_overlap(
         (50, 60, 70, 90),
         (70, 90, 100, 110),
     ]
+
+
+@pytest.mark.parametrize("ids, stamps, wanted", [
+    ((0, 1, 2, 3, 4), (0, 10, 20, 30, 40), False),
+    ((0, 1, 2, 3, 4), (0, 10, 20, 90, 100), True),
+    ((0, 1, 2, 3, 4), (0, 10, 80, 90, 160), True),  # pairs of images
+    ((0, 1, 2, 3, 4), (0, 13, 20, 47, 60), False),  # an image lost in transit
+    ((0, 1, 9, 10, 18), (0, 10, 90, 100, 180), False),  # the model is slow: seven were dropped
+    ((0, 1, 9, 10, 18), (0, 10, 990, 1000, 1080), True),  # and the camera stopped as well
+])  # fmt: skip
+def test_a_pause_of_the_camera_is_told_from_dropped_frames(ids, stamps, wanted):
+    assert spans_pause(ids, [stamp * 10**6 for stamp in stamps]) == wanted
 
 
 def test_frame_numbers_go_on_after_clear():

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Goals to arrays: what is decoded, at which size, with which camera."""
+
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+from geometry_msgs.msg import PoseStamped
+from pixel_pipeline import PixelPipeline
+from sensor_msgs.msg import CameraInfo, CompressedImage
+
+from rays_as_pixels_interfaces.action import Imagine, RenderViews
+from rays_as_pixels_model.geometry import Intrinsics, fit_frames
+from rays_as_pixels_ros import conversions as c
+from rays_as_pixels_ros.camera_node import CameraFrame
+from rays_as_pixels_ros.goal_checks import RefusalError
+from rays_as_pixels_ros.goal_plan import GoalPlanner
+from rays_as_pixels_ros.window import RecentFrames
+
+FULL = Intrinsics.from_fov(70.0, 960, 720)  # not of the model's shape: a part is cut off
+P = SimpleNamespace(
+    metres_per_unit=1.0, fixed_frame="map", source_frames=2, buffer_stride=1, steps=2, max_steps=10
+)
+
+
+def photo(width=FULL.width, height=FULL.height):
+    """A smooth random picture."""
+    noise = np.random.default_rng(0).integers(0, 256, (9, 12, 3), dtype=np.uint8)
+    return cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC)
+
+
+def raw(rgb):
+    return c.rgb_to_image(rgb, 10**9, "camera")
+
+
+def jpeg(rgb):
+    data = cv2.imencode(".jpg", rgb[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
+    return CompressedImage(header=c.header(10**9, "camera"), format="jpeg", data=data)
+
+
+def planner(*images, info=None):
+    frames = RecentFrames(8)
+    for image in images:
+        frames.push(CameraFrame(10**9, "camera", image, info or c.camera_info(FULL, 10**9, "camera")))
+    return GoalPlanner(P, frames, PixelPipeline(), lambda *_: np.eye(4), lambda *_: True)
+
+
+def view(**given):
+    pose = PoseStamped(header=c.header(0, "camera"))
+    pose.pose.orientation.w = 1.0
+    return RenderViews.Goal(poses=[pose], **given)
+
+
+@pytest.mark.parametrize("make", [raw, jpeg])
+def test_live_images_are_decoded_at_the_size_that_the_model_takes(make):
+    """And still show the same, with the same camera, as the whole picture would when the model fits it."""
+    rgb = photo()
+    whole, camera = fit_frames(rgb[None], FULL, 96, 64)
+    for plan in (planner(make(rgb), make(rgb)).views(view()), planner(make(rgb), make(rgb)).imagine(Imagine.Goal())):
+        intrinsics = plan.source_intrinsics if hasattr(plan, "source_intrinsics") else plan.intrinsics
+        assert plan.frames.shape == (2, 64, 96, 3)
+        np.testing.assert_allclose(plan.frames[0], whole[0], atol=6)
+        found = [getattr(intrinsics, name) for name in ("fx", "fy", "cx", "cy", "width", "height")]
+        assert found == pytest.approx([camera.fx, camera.fy, camera.cx, camera.cy, 96, 64], abs=0.1)
+    plan = planner(make(rgb)).views(view())
+    assert plan.target_intrinsics == plan.source_intrinsics
+
+
+def test_images_that_a_goal_brings_are_fitted_too_and_its_camera_stays_its_own():
+    given = view(
+        source_images=[raw(photo())], source_poses=view().poses, source_camera_info=c.camera_info(FULL, 0, ""),
+        camera_info=c.camera_info(FULL.resized(480, 360), 0, ""),
+    )  # fmt: skip
+    plan = planner().views(given)
+    assert plan.frames.shape == (1, 64, 96, 3) and plan.target_intrinsics.width == 480
+
+
+def test_memory_is_counted_for_one_whole_image_and_all_fitted_ones():
+    """They are decoded one after the other."""
+    many = view(source_images=[raw(photo())] * 5, source_poses=view().poses * 5)
+    fitted = 96 * 64
+    assert planner().source_pixels(many, 2) == 960 * 720 + 5 * fitted
+    assert planner(raw(photo())).source_pixels(view(), 2) == 960 * 720 + 2 * fitted
+    assert planner().source_pixels(view(), 2) == 2 * fitted
+
+
+def test_images_of_two_sizes_are_refused():
+    plans = planner(raw(photo()))
+    small = FULL.resized(480, 360)
+    info = c.camera_info(small, 10**9, "camera")
+    plans._frames.push(CameraFrame(10**9, "camera", raw(photo(480, 360)), info))
+    with pytest.raises(RefusalError, match="changed their size"):
+        plans.views(view())
+
+
+def test_an_empty_camera_without_a_live_one_is_named():
+    given = view(source_images=[raw(photo())], source_poses=view().poses, source_camera_info=CameraInfo())
+    with pytest.raises(RefusalError, match="source_camera_info is empty"):
+        planner().views(given)
