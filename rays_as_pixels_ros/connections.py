@@ -19,7 +19,7 @@ class End:
 
 
 def type_name(message_class: type) -> str:
-    """Full ROS name of a message class: pkg/msg/Name, or pkg/action/Name_FeedbackMessage of feedback."""
+    """Full ROS name of a message class: 'pkg/msg/Name', of an action's feedback 'pkg/action/Name_FeedbackMessage'."""
     package, kind = message_class.__module__.split(".")[:2]
     return f"{package}/{kind}/{message_class.__name__}"
 
