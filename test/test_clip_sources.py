@@ -2,6 +2,7 @@
 """Where clips come from: workers that share a pool, scenes that are refused, windows cut in parts, too few clips."""
 
 import json
+import os
 import re
 from collections import defaultdict
 from dataclasses import replace
@@ -76,6 +77,18 @@ def test_a_full_pool_is_kept_and_a_missing_slot_is_filled(tmp_path, drawn):
     fill(tmp_path, slots=None, first_seed=0, stride=1, offset=0, textures=None, limit=4)
     # seed 3 has no room: its slot gets the seed of the next round
     assert pool.scales[:, 0].tolist() == [100, 101, 2, 7]
+
+
+def test_a_pool_that_was_half_copied_is_refused(tmp_path):
+    """Else the missing clips would be black, at a camera of zeros."""
+    ClipPool(tmp_path, SMALL, 2)
+    os.truncate(tmp_path / "poses.bin", 100)
+    with pytest.raises(ValueError, match="poses.bin has 100 bytes, but .*pool.json needs 768"):
+        ClipPool(tmp_path)
+    assert (tmp_path / "poses.bin").stat().st_size == 100
+    (tmp_path / "poses.bin").unlink()
+    with pytest.raises(ValueError, match="poses.bin has 0 bytes"):
+        ClipPool(tmp_path)
 
 
 def test_only_scenes_without_room_are_passed_over_and_not_for_ever(tmp_path, drawn, monkeypatch, capsys):

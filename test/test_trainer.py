@@ -30,7 +30,7 @@ from rays_as_pixels_training.fit_codec import fit_codec
 from rays_as_pixels_training.loop import Trainer
 from rays_as_pixels_training.memory import count_memory
 from rays_as_pixels_training.optimizer import clip_gradients, modality
-from rays_as_pixels_training.state import read_facts, save_state, states
+from rays_as_pixels_training.state import load_state, read_facts, save_state, states
 from rays_as_pixels_training.tasks import draw_step
 from rays_as_pixels_training.train import main
 
@@ -165,6 +165,19 @@ def test_a_full_disk_leaves_the_older_state_and_one_line(tmp_path, monkeypatch):
     assert states(tmp_path) == [first]
     assert save_state(tmp_path, 1, module, [], facts, Processes(), keep=0) == first, "it is there already"
     assert (first / "tensors.safetensors").stat().st_ino == tensors
+
+
+def test_a_damaged_state_is_named_with_the_way_on(tmp_path):
+    module = {"model": torch.nn.Linear(2, 2)}
+    for step in (1, 2):
+        save_state(tmp_path, step, module, [], {"step": step}, Processes())
+    first, last = states(tmp_path)
+    os.truncate(last / "tensors.safetensors", 60)
+    with pytest.raises(ValueError, match="states/00000002 is damaged .* and the run goes on from 00000001"):
+        load_state(last, module, [])
+    os.truncate(first / "facts.json", 4)
+    with pytest.raises(ValueError, match="states/00000001 is damaged .* begin with another --out"):
+        read_facts(first)
 
 
 def test_both_schedules_rise_and_end_at_zero():

@@ -32,8 +32,15 @@ def states(out: Path) -> list[Path]:
 
 
 def read_facts(state: Path) -> dict:
-    """Return the facts of a state."""
-    return json.loads((state / _FACTS).read_text())
+    """Return the facts of a state.
+
+    Raises:
+        ValueError: they are not readable; says what to do.
+    """
+    try:
+        return json.loads((state / _FACTS).read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(_damaged(state, error)) from None
 
 
 def save_state(
@@ -85,18 +92,21 @@ def load_state(state: Path, modules: dict[str, nn.Module], optimizers: list[torc
     """Restore what `save_state` wrote, in place, whichever number of processes wrote it; return the facts.
 
     Raises:
-        ValueError: the state is of another model or optimizer.
+        ValueError: the state is of another model or optimizer, or damaged.
     """
     for optimizer in optimizers:
         _fill(optimizer)
     wanted = _tensors(modules, optimizers)
     if (state / _TENSORS).exists():
-        with safe_open(state / _TENSORS, "pt") as file:
-            stored = {k: file.get_slice(k).get_shape() for k in file.keys()}
-            _check(state, wanted, stored)
-            with torch.no_grad():
-                for name in stored:
-                    _put(wanted[name], file.get_tensor(name))
+        try:
+            with safe_open(state / _TENSORS, "pt") as file:
+                stored = {k: file.get_slice(k).get_shape() for k in file.keys()}
+                _check(state, wanted, stored)
+                with torch.no_grad():
+                    for name in stored:
+                        _put(wanted[name], file.get_tensor(name))
+        except SafetensorError as error:
+            raise ValueError(_damaged(state, error)) from None
     else:
         meta = dcp.FileSystemReader(state).read_metadata().state_dict_metadata
         stored = {k: list(m.size) for k, m in meta.items()}
@@ -107,6 +117,12 @@ def load_state(state: Path, modules: dict[str, nn.Module], optimizers: list[torc
             dcp.load({k: wanted[k] for k in stored}, checkpoint_id=state, no_dist=alone)
     _forget(modules, optimizers, stored)
     return read_facts(state)
+
+
+def _damaged(state: Path, error: Exception) -> str:
+    older = [other.name for other in states(state.parent.parent) if other.name < state.name]
+    way = f"remove it, and the run goes on from {older[-1]}" if older else "copy it again, or begin with another --out"
+    return f"{state} is damaged ({error}): {way}"
 
 
 def _tensors(modules: dict[str, nn.Module], optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:

@@ -155,6 +155,9 @@ class ClipPool:
             "filled": (np.uint8, (slots,)),
         }
         for name, (dtype, shape) in shapes.items():
+            file, wanted = folder / f"{name}.bin", int(np.prod(shape)) * np.dtype(dtype).itemsize
+            if mode == "r+" and (size := file.stat().st_size if file.exists() else 0) != wanted:
+                raise ValueError(f"{file} has {size} bytes, but {about} needs {wanted}: copy or render the pool again")
             setattr(self, name, np.memmap(folder / f"{name}.bin", dtype, mode, shape=shape))
         self.config, self.slots = config, slots
         if mode == "w+":
