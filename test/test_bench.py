@@ -63,7 +63,7 @@ def test_the_peak_of_what_does_not_fit_is_computed():
     ]
     assert all(row[task] > row["weights"] for row in report for task in peak_memory.TASKS)
     assert report[1]["pose"] - weights["tiny"] > 3 * (report[0]["pose"] - weights["micro"])  # 1,776 tokens, and 78
-    assert "| tiny | 50 |" in peak_memory.table(report) and "| computed |" in peak_memory.table(report)
+    assert "| tiny | 74 |" in peak_memory.table(report) and "| computed |" in peak_memory.table(report)
 
 
 def test_names_of_nested_figures():
