@@ -150,7 +150,7 @@ def _check_topics(recording, names, args: argparse.Namespace) -> None:
     for node, option in ((names.node, "--node-name"), (names.views if args.views else None, "--view-node-name")):
         taken = [topic for topic in recording.topics if node and topic.startswith(node + "/")]
         if taken:
-            raise BagError(f"{args.bag}: holds {', '.join(sorted(taken))} already; choose another {option}")
+            raise BagError(f"{args.bag}: holds {', '.join(taken)} already; choose another {option}")
 
 
 def _decoded(recording, stride: int, size: tuple[int, int]):

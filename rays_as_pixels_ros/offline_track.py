@@ -120,7 +120,7 @@ class OfflineTracker:
             return []
         self.tally.residuals.append(float(np.median(found.residual)))
         self.tally.fov_deg.append(found.intrinsics.horizontal_fov_deg())
-        known = np.zeros((self.length, 6, 6)), np.zeros((self.length, 6, 6))
+        known = np.zeros((2, self.length, 6, 6))
         if self._with_covariances:
             known = self._placer.covariances(self.pipeline, images, intrinsics, found)
         added = self._placer.place([frame.number for frame in window], found.T_reference_camera, known)
