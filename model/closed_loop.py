@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from .pipeline import Pipeline
 
 
-def close_the_loop(pipe: Pipeline, frames: np.ndarray, intrinsics: Intrinsics, pose_steps: int = 1, view_steps: int = 2,
+def close_the_loop(pipe: Pipeline, frames: np.ndarray, intrinsics: Intrinsics, pose_steps: int = 1, view_steps: int = 1,
                    seed: int = 0, *, estimate: TrajectoryEstimate | None = None,
                    image_features: str | Path | None = None, video_features: str | Path | None = None) -> LoopReport:
     """Estimate each window's trajectory, render it from its first frame, and estimate it again from the rendering.
 
-    The cheap path, for a node's health: one window, its `estimate` at hand and view_steps = 1. It costs one batch of
+    The cheap path, for a node's health: one window and its `estimate` at hand. It costs one batch of
     T - 1 small view layouts and one estimate more.
 
     Args:

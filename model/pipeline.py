@@ -198,7 +198,7 @@ class Pipeline:
 
     def render_views(self, source_frames: np.ndarray, T_world_source: np.ndarray, source_intrinsics: Intrinsics,
                      T_world_target: np.ndarray, target_intrinsics: Intrinsics | None = None, *,
-                     metres_per_unit: float = 1.0, steps: int = 2, seed: int = 0, on_step: OnStep | None = None,
+                     metres_per_unit: float = 1.0, steps: int = 1, seed: int = 0, on_step: OnStep | None = None,
                      on_view: OnView | None = None, samples: int = 1, solver: str = "euler", shift: float = 1.0,
                      guidance: float = 1.0) -> RenderedViews:
         """Render what the camera would see.
@@ -209,6 +209,7 @@ class Pipeline:
             source_frames: (S, H, W, 3) uint8; T_world_source: (S, 4, 4); source_intrinsics: shared by the sources.
             T_world_target: (V, 4, 4); target_intrinsics: None takes the sources'.
             metres_per_unit: world length of one model unit (the scene scale).
+            steps: of the sampler; 1 is the posterior mean, best with the shipped weights: docs/training_log.md.
             on_step: (step, total, preview (H, W, 3) uint8) after every denoising step; False cancels. The preview is of
                 the view being made, and after its last step it is that view.
             on_view: (number, view (H, W, 3) uint8, its camera) as soon as each view is finished, in order.
@@ -307,7 +308,7 @@ class Pipeline:
         return imagine(self, source_frames, intrinsics, steps, seed, on_step, ray_steps=ray_steps, samples=samples,
                        solver=solver, shift=shift, guidance=guidance)
 
-    def close_the_loop(self, frames: np.ndarray, intrinsics: Intrinsics, pose_steps: int = 1, view_steps: int = 2,
+    def close_the_loop(self, frames: np.ndarray, intrinsics: Intrinsics, pose_steps: int = 1, view_steps: int = 1,
                        seed: int = 0, *, estimate: TrajectoryEstimate | None = None,
                        image_features: str | Path | None = None, video_features: str | Path | None = None
                        ) -> LoopReport:

@@ -65,7 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
                        "trajectory's unit; write --views=-0.1,0,0")  # fmt: skip
     group.add_argument("--view-every", type=integer(1), default=1, metavar="N", help="a view for every n-th pose")
     group.add_argument("--view-node-name", default="view_synthesis_node", help="first part of the views' topics")
-    group.add_argument("--view-steps", type=integer(1), default=2, help="denoising steps of a view")
+    group.add_argument("--view-steps", type=integer(1), default=1, help="denoising steps of a view")
     add_model_arguments(parser, steps=1)
     return parser
 

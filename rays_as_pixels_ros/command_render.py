@@ -44,7 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--offset", type=offset, default=(0.0, 0.0, 0.3), metavar="X,Y,Z",
                         help="dolly: how far to the right, down and forward; write --offset=-1,0,0")
     parser.add_argument("--views", type=integer(1), default=8, help="views along the path")
-    add_model_arguments(parser, steps=2)
+    add_model_arguments(parser, steps=1)
     return parser
 
 

@@ -54,7 +54,7 @@ def build_parser():
                         help="horizontal field of view of an input that states none")  # fmt: skip
     parser.add_argument("--checkpoint", metavar="DIR", help="checkpoint folder; without it, the one that is shipped")
     parser.add_argument("--device", type=device, default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--steps", type=integer(1), default=2, help="denoising steps of a view")
+    parser.add_argument("--steps", type=integer(1), default=1, help="denoising steps of a view")
     parser.add_argument("--timeout", type=number(0, 86401), default=_ALL, help="seconds for all of it, then it fails")
     parser.add_argument("--domain", type=integer(0), help="ROS_DOMAIN_ID; without it, one that nobody uses here")
     return parser

@@ -18,15 +18,15 @@ class RefusalError(ValueError):
     """A goal that cannot be served; the text is the reason that the client gets."""
 
 
-def steps_of(wanted: int, p: Any) -> int:
-    """Return the steps that a goal means (0: the node's default); p holds the node's parameters.
+def steps_of(wanted: int, usual: int, p: Any) -> int:
+    """Return the steps that a goal means (0: the `usual` ones); p holds the node's parameters.
 
     Raises:
         RefusalError: more than max_steps.
     """
     if wanted > p.max_steps:
         raise RefusalError(f"{wanted} steps asked for; max_steps is {p.max_steps}")
-    return int(wanted) or p.steps
+    return int(wanted) or usual
 
 
 def check_views_request(request: Any, p: Any) -> None:
@@ -39,7 +39,7 @@ def check_views_request(request: Any, p: Any) -> None:
         raise RefusalError("the goal has no poses")
     if len(request.poses) > p.max_views:
         raise RefusalError(f"{len(request.poses)} poses asked for; max_views is {p.max_views}")
-    steps_of(request.steps, p)
+    steps_of(request.steps, p.steps, p)
     for kind, poses in (("poses", request.poses), ("source_poses", request.source_poses)):
         for index, pose in enumerate(poses):
             try:
@@ -63,7 +63,7 @@ def check_imagine_request(request: Any, p: Any, window: int) -> None:
     """
     if request.frames > window:
         raise RefusalError(f"{request.frames} frames asked for; the model makes up to {window}")
-    steps_of(request.steps, p)
+    steps_of(request.steps, p.imagine_steps, p)
     if not conversions.is_zero(request.camera_info):
         conversions.camera_from_info(request.camera_info)
     if len(request.source_images) > p.max_source_images:

@@ -90,7 +90,7 @@ class GoalPlanner:
         target = intrinsics
         if not conversions.is_zero(request.camera_info):
             target, _ = conversions.camera_from_info(request.camera_info)
-        steps = steps_of(request.steps, self._p)
+        steps = steps_of(request.steps, self._p.steps, self._p)
         return ViewsPlan(
             frames, T_world_source, intrinsics, T_world_target, target, metres, steps, int(request.seed), stamp
         )  # fmt: skip
@@ -106,7 +106,7 @@ class GoalPlanner:
         else:
             frames, intrinsics = self._decode_given(images or [frame.image for frame in live], "camera_info", info)
         start = (images[0] if images else live[0].image).header
-        steps = steps_of(request.steps, self._p)
+        steps = steps_of(request.steps, self._p.imagine_steps, self._p)
         return ImaginePlan(
             frames, intrinsics, conversions.stamp_ns(start.stamp), start.frame_id, steps, int(request.seed)
         )  # fmt: skip

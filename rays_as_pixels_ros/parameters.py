@@ -125,7 +125,8 @@ VIEW_SYNTHESIS = (
     Parameter("max_source_images", 8, "An Imagine goal with more source images is refused.", 1, 64),
     Parameter("buffer_size", 24, "Newest images kept.", 2, 1000),
     Parameter("buffer_stride", 1, "Images between two that are used together.", 1, 100),
-    Parameter("steps", 2, "Denoising steps of a view when the goal says 0.", 1, 200),
+    Parameter("steps", 1, "Denoising steps of a view when the goal says 0.", 1, 200),
+    Parameter("imagine_steps", 20, "Denoising steps of an imagined video when the goal says 0.", 1, 200),
     Parameter("max_steps", 200, "A goal that asks for more is refused.", 1, 1000),
     Parameter("max_views", 64, "A goal with more poses is refused.", 1, 10000),
     Parameter(

@@ -2,8 +2,9 @@
 """A quick evaluation during training, on held-out clips that stay the same: it chooses the best weights.
 
 `rays-as-pixels eval` is the full one. Here: the last frame's camera against the first's with one denoising step, and
-one view from one source with two. Each error is taken relative to a guess that costs nothing (the camera stands still;
-the view is the source), and the score is their mean over the tasks that are trained: below 1 is better than guessing.
+one view from one source with one. Each error is taken relative to a guess that costs nothing (the camera stands still;
+the view is the source as the model is given it: turned, where its views are differences), and the score is their mean
+over the tasks that are trained: below 1 is better than guessing.
 
 Axes: N windows, T frames.
 """
@@ -32,7 +33,7 @@ from .data.windows import WindowBatch, cut_windows
 from .held_out import held_out_clips
 from .metrics import last_against_first, pose_errors
 
-_BATCH, _POSE_STEPS, _VIEW_STEPS, _STRIDE = 16, 1, 2, 2
+_BATCH, _POSE_STEPS, _VIEW_STEPS, _STRIDE = 16, 1, 1, 2
 
 
 def render_held_out(count: int, config: ClipConfig, textures: str | None = None) -> ClipArrays:
