@@ -368,6 +368,11 @@ def run_nodes(make_nodes: Callable[[], list[CameraNode]], args: list[str] | None
         return _say(f"{signal.Signals(stop.number).name} came before the nodes were active", 128 + stop.number)
     except ExternalShutdownException:
         pass
+    except RuntimeError as error:  # rclpy's RCLError is one
+        if running.is_set() and rclpy.ok():
+            raise  # out of a callback
+        if rclpy.ok():
+            return _say(f"ROS cannot be started: {reason(error)}", 1)
     finally:
         for node in nodes:
             node.stop()
