@@ -17,7 +17,7 @@ from rays_as_pixels_model.checkpoint import load_checkpoint, save_checkpoint
 from rays_as_pixels_model.config import preset
 from rays_as_pixels_model.joint import RaysAsPixels
 from rays_as_pixels_model.media import read_image
-from rays_as_pixels_training.ablation import ROWS
+from rays_as_pixels_training.ablation import ROWS, AblationConfig, _precision
 from rays_as_pixels_training.ablation import main as ablation
 from rays_as_pixels_training.ablation_table import table
 from rays_as_pixels_training.cli_config import ArgumentProblem, Settings, parse
@@ -420,6 +420,17 @@ def test_the_ablation_table_says_mean_spread_and_order():
     assert "| 2 ± 1.4 | 1 ± 0 |" in text and "FID" not in text and "2 seeds" in text
     assert "R_err, best first: full, no_dsca, no_cosine, pluecker: the paper's order" in text
     assert "T_err, best first: full, no_dsca, pluecker, no_cosine: not the paper's" in text
+
+
+def test_an_ablation_decides_its_precision_once(tmp_path, monkeypatch):
+    """For all rows, and again when it continues: a timing of each row's own could come out differently."""
+    timings = iter([True])
+    monkeypatch.setattr("rays_as_pixels_training.learner.bf16_pays", lambda device: next(timings))
+    config = AblationConfig(tmp_path)
+    assert _precision(config, Processes()) == "bfloat16"
+    facts = {"config": {"precision": "bfloat16"}}
+    save_state(tmp_path / "full" / "seed_0", 0, {"model": torch.nn.Linear(2, 2)}, [], facts, Processes())
+    assert _precision(config, Processes()) == "bfloat16" and not list(timings)
 
 
 @pytest.mark.slow
