@@ -20,7 +20,7 @@ from rays_as_pixels_ros.window import RecentFrames
 
 FULL = Intrinsics.from_fov(70.0, 960, 720)  # not of the model's shape: a part is cut off
 P = SimpleNamespace(
-    metres_per_unit=1.0, fixed_frame="map", source_frames=2, buffer_stride=1, steps=2, max_steps=10
+    metres_per_unit=1.0, fixed_frame="map", source_frames=2, buffer_stride=1, steps=2, imagine_steps=2, max_steps=10
 )
 
 
