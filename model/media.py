@@ -260,8 +260,7 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
         raise MediaError(f"{path}: no such file") from error
     except OSError as error:
         raise MediaError(f"{path}: {error.strerror or error}") from error
-    # A JPEG that was cut short would come out grey below: its last scan has no end of image behind it.
-    if data[:2] == b"\xff\xd8" and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
+    if _is_cut_short(data):  # it would come out grey below
         raise MediaError(f"{path}: not a readable image: the file was cut short")
     try:
         with _silent_opencv():
@@ -271,6 +270,23 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
     if image is None:
         raise MediaError(f"{path}: not a readable image")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def _is_cut_short(data: bytes) -> bool:
+    """Whether these are bytes of a JPEG that has no end of image behind its first scan.
+
+    Segments are walked by their lengths: a preview in one has scans and an end of its own, and so may what phones put
+    behind the picture (a second one, a film).
+    """
+    if data[:2] != b"\xff\xd8":
+        return False
+    at = 2
+    while data[at : at + 1] == b"\xff":
+        if data[at + 1 : at + 2] == b"\xda":
+            return data.find(b"\xff\xd9", at) < 0
+        filled = data[at + 1 : at + 2] == b"\xff"  # any number of these may stand before a marker
+        at += 1 if filled else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return at >= len(data)
 
 
 def check_writable(path: str | os.PathLike) -> None:

@@ -50,7 +50,7 @@ def denoise_sequence(
         frames: (B, T, H, W, 3) in [-1, 1]; only sources are looked at.
         is_source: (B, L) bool, any latent frames: images, or groups of the video.
         raxels: (B, T, H/2, W/2, 3).
-        reference: (B,), the frame whose camera is the identity.
+        reference: (B,), the frame whose camera is the identity; where views are differences, a source image.
         schedule: with 0 ray steps.
         samples: posterior draws of each, k rows of the batch that follow each other.
         guidance: weight on the sources, see `sampler.guided`.

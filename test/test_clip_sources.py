@@ -172,6 +172,11 @@ def test_several_growing_pools_are_resumed_exactly_and_other_pools_afresh(tmp_pa
     other.restore(state)
     other.take(1, np.random.default_rng(0))
     assert other.clips == 6, "what was seen of other pools says nothing about this one"
+    pools[0].filled[0] = 0  # as if another pool of this size had been put in its place, with room left
+    changed = PoolSource(*pools)
+    changed.restore(again.state())
+    changed.take(1, np.random.default_rng(0))
+    assert changed.ready().tolist() == changed._ready.tolist(), "only clips that are there are drawn"
 
 
 @pytest.mark.slow

@@ -110,9 +110,16 @@ def test_pictures_that_lie_are_refused(tmp_path):
     Image.fromarray(np.kron(pictures(1)[0], np.ones((4, 4, 1), np.uint8))).save(tmp_path / "a.jpg", exif=Image.Exif())
     whole = (tmp_path / "a.jpg").read_bytes()
     assert read_image(tmp_path / "a.jpg").shape == (192, 256, 3)
-    (tmp_path / "a.jpg").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(MediaError, match=r"a\.jpg: not a readable image: the file was cut short"):
-        read_image(tmp_path / "a.jpg")
+    (tmp_path / "a.jpg").write_bytes(whole + b"a film as phones put it behind, \xff\xda in it")
+    assert read_image(tmp_path / "a.jpg").shape == (192, 256, 3)
+    size = (len(whole) + 2).to_bytes(2, "big")
+    preview = b"\xff\xd8\xff\xff\xe5" + size + whole  # in a segment of its own, with an end of image
+    (tmp_path / "a.jpg").write_bytes(preview + whole[2:])
+    assert read_image(tmp_path / "a.jpg").shape == (192, 256, 3)
+    for cut in (whole[: len(whole) // 2], preview + whole[2 : len(whole) // 2], whole[:10]):
+        (tmp_path / "a.jpg").write_bytes(cut)
+        with pytest.raises(MediaError, match=r"a\.jpg: not a readable image: the file was cut short"):
+            read_image(tmp_path / "a.jpg")
     Image.new("1", (20_000, 9_000)).save(tmp_path / "large.png")
     with pytest.raises(MediaError, match=r"large\.png: too large: images may have up to 178 million pixels"):
         open_video(tmp_path / "large.png")

@@ -141,7 +141,8 @@ class PoolSource:
         self._taken += 1
 
     def _look(self) -> None:
-        if (past := self._past.pop(self._taken, None)) is not None:
+        past = self._past.pop(self._taken, None)
+        if past is not None and self._holds(past):
             self._set(past)
             return
         seen = _pack(self.ready(), self.slots)
@@ -155,6 +156,10 @@ class PoolSource:
         if seen != self._seen:
             self._seen, self._ready = seen, _unpack(seen)
 
+    def _holds(self, seen: str) -> bool:
+        """Whether all that was seen is filled: in other pools of the same sizes it may not be."""
+        return bool(np.isin(_unpack(seen), self.ready()).all())
+
     @property
     def contents(self) -> str:
         """What clips each pool has room for."""
@@ -166,7 +171,7 @@ class PoolSource:
     def restore(self, state: dict) -> None:
         """Go on from a state; what it saw of other pools than these counts for nothing."""
         self._taken = state["taken"]
-        if state["seen"] and state.get("slots", self._sizes) == self._sizes:
+        if state["seen"] and state.get("slots", self._sizes) == self._sizes and self._holds(state["seen"]):
             self._set(state["seen"])
 
 
