@@ -260,8 +260,7 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
         raise MediaError(f"{path}: no such file") from error
     except OSError as error:
         raise MediaError(f"{path}: {error.strerror or error}") from error
-    # A JPEG that was cut short would come out grey below: its last scan has no end of image behind it.
-    if data[:2] == b"\xff\xd8" and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
+    if _is_cut_jpeg(data):
         raise MediaError(f"{path}: not a readable image: the file was cut short")
     try:
         with _silent_opencv():
@@ -271,6 +270,20 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
     if image is None:
         raise MediaError(f"{path}: not a readable image")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def _is_cut_jpeg(data: bytes) -> bool:
+    """Say whether a JPEG ends before its picture does, which would come out grey below.
+
+    What lies before the first scan (a thumbnail) or behind the picture (a phone's film of the same moment) may hold any
+    bytes; in a scan, no end of image can stand but its own.
+    """
+    at = 2
+    while data[:2] == b"\xff\xd8" and data[at : at + 1] == b"\xff":
+        if data[at + 1 : at + 2] == b"\xda":
+            return data.find(b"\xff\xd9", at) < 0
+        at += 2 + max(2, int.from_bytes(data[at + 2 : at + 4], "big"))
+    return False
 
 
 def check_writable(path: str | os.PathLike) -> None:

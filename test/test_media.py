@@ -110,6 +110,8 @@ def test_pictures_that_lie_are_refused(tmp_path):
     Image.fromarray(np.kron(pictures(1)[0], np.ones((4, 4, 1), np.uint8))).save(tmp_path / "a.jpg", exif=Image.Exif())
     whole = (tmp_path / "a.jpg").read_bytes()
     assert read_image(tmp_path / "a.jpg").shape == (192, 256, 3)
+    (tmp_path / "film.jpg").write_bytes(whole + b"film\xff\xda behind the picture, as phones put it there")
+    assert read_image(tmp_path / "film.jpg").shape == (192, 256, 3)
     (tmp_path / "a.jpg").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(MediaError, match=r"a\.jpg: not a readable image: the file was cut short"):
         read_image(tmp_path / "a.jpg")
