@@ -73,6 +73,7 @@ class CameraNode(LifecycleNode):
         # Images must be taken in their order, so by one thread at a time.
         self._input_group = MutuallyExclusiveCallbackGroup()
         self._inputs: list = []
+        self._inputs_lock = threading.Lock()  # none is destroyed while the watch looks at it
         self._told: set[bytes] = set()
         self._pipeline = None
         self._active, self._watch_timer = False, None
@@ -174,9 +175,10 @@ class CameraNode(LifecycleNode):
     def _stop(self) -> None:
         if not self._inputs:
             return
-        for subscription in self._inputs:
+        with self._inputs_lock:
+            inputs, self._inputs, self._active = self._inputs, [], False
+        for subscription in inputs:
             self.destroy_subscription(subscription)
-        self._inputs, self._active = [], False
         if self._watch_timer is not None:
             self.destroy_timer(self._watch_timer)
             self._watch_timer = None
@@ -268,18 +270,19 @@ class CameraNode(LifecycleNode):
 
     def _watch(self) -> None:
         """Warn of what keeps images from coming in, or results from getting out."""
-        if not self._active:
-            return
-        if self._health.silent():
-            self._warn_of_silence()
-        wrong: set[bytes] = set()
-        for own in list(self._inputs):
-            others = self.get_publishers_info_by_topic(own.topic_name)
-            wrong |= self._warn_of_mismatches(own, others, own_publishes=False)
-        for own in list(self.publishers):
-            others = self.get_subscriptions_info_by_topic(own.topic_name)
-            wrong |= self._warn_of_mismatches(own, others, own_publishes=True)
-        self._told = wrong  # those that have left are forgotten
+        with self._inputs_lock:
+            if not self._active:
+                return
+            if self._health.silent():
+                self._warn_of_silence()
+            wrong: set[bytes] = set()
+            for own in list(self._inputs):
+                others = self.get_publishers_info_by_topic(own.topic_name)
+                wrong |= self._warn_of_mismatches(own, others, own_publishes=False)
+            for own in list(self.publishers):
+                others = self.get_subscriptions_info_by_topic(own.topic_name)
+                wrong |= self._warn_of_mismatches(own, others, own_publishes=True)
+            self._told = wrong  # those that have left are forgotten
 
     def _warn_of_silence(self) -> None:
         image = self._inputs[0]
@@ -374,6 +377,7 @@ def run_nodes(make_nodes: Callable[[], list[CameraNode]], args: list[str] | None
         if rclpy.ok():
             return _say(f"ROS cannot be started: {reason(error)}", 1)
     finally:
+        running.set()  # a signal from now on must not cut the end short
         for node in nodes:
             node.stop()
         executor.shutdown()

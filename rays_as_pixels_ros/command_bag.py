@@ -164,7 +164,7 @@ def _decoded(recording, stride: int, size: tuple[int, int]):
         if (count - 1) % stride == 0:
             decoded = recording.decode(frame, size)
             if decoded is not None:
-                yield DecodedFrame(frame.index, *decoded, frame.life)
+                yield DecodedFrame(frame.index, *decoded, frame.life, frame.stamp)
 
 
 def _write(recording, results, pipeline, args: argparse.Namespace) -> tuple[int, list[str]]:

@@ -10,12 +10,13 @@ from contextlib import contextmanager
 
 @contextmanager
 def interrupted_by_signals() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP do in this block what Ctrl-C does."""
+    """Let SIGTERM and SIGHUP do in this block what Ctrl-C does; one that is ignored stays so (nohup)."""
 
     def interrupt(number: int, frame) -> None:
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    heeded = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]
+    before = {number: signal.signal(number, interrupt) for number in heeded}
     try:
         yield
     finally:

@@ -20,20 +20,21 @@ from rays_as_pixels_model.geometry import GeometryError, Intrinsics
 from .health import blank, mistrusted
 from .placing import WindowPlacer
 from .stitching import StitchedFrame, Stitcher
-from .window import overlapping_windows
+from .window import overlapping_windows, spans_pause
 
 
 @dataclass(frozen=True)
 class DecodedFrame:
     """A frame at the model's size, (h, w, 3) uint8, and its pinhole camera (None: to be estimated).
 
-    life: of the recording; where it grows, a new trajectory begins.
+    life: of the recording; where it grows, a new trajectory begins. stamp: ns, for covariances.
     """
 
     number: int
     rgb: np.ndarray
     intrinsics: Intrinsics | None
     life: int = 0
+    stamp: int = 0
 
 
 @dataclass(frozen=True)
@@ -120,12 +121,13 @@ class OfflineTracker:
             return []
         self.tally.residuals.append(float(np.median(found.residual)))
         self.tally.fov_deg.append(found.intrinsics.horizontal_fov_deg())
-        known = np.zeros((2, self.length, 6, 6))
+        ids, known = [frame.number for frame in window], np.zeros((2, self.length, 6, 6))
         if self._with_covariances:
-            known = self._placer.covariances(self.pipeline, images, intrinsics, found)
-        added = self._placer.place([frame.number for frame in window], found.T_reference_camera, known)
+            paused = spans_pause(ids, [frame.stamp for frame in window])
+            known = self._placer.covariances(self.pipeline, images, intrinsics, found, paused)
+        added = self._placer.place(ids, found.T_reference_camera, known)
         if self._with_covariances:
-            self._placer.refresh(self.pipeline, images, intrinsics, found)
+            self._placer.refresh(self.pipeline, images, intrinsics, found, paused)
         sources = [window[place.index] for place in added]
         return [
             PlacedFrame(place.stitched, source.intrinsics, place.covariance, place.step_covariance, source.life)

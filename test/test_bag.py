@@ -309,6 +309,16 @@ def test_a_signal_leaves_nothing_half_written(tmp_path, sent):
     assert list(tmp_path.iterdir()) == [] and signal.getsignal(sent) is before
 
 
+def test_an_ignored_signal_stays_ignored():
+    """As under nohup, whose command goes on when the terminal is closed."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with interrupted_by_signals():
+            os.kill(os.getpid(), signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.slow
 def test_nothing_is_overwritten_without_force(tmp_path, capsys):
     bag, out = write_bag(tmp_path / "drive", recorded()), tmp_path / "new"

@@ -2,6 +2,7 @@
 """The camera as drivers give it, met by a node over the wire: lossy, cut and binned, rectified."""
 
 import os
+import threading
 import time
 from types import SimpleNamespace
 
@@ -101,6 +102,31 @@ def test_losses_that_the_middleware_tells_are_in_the_diagnostics(peer, monkeypat
         assert (table["images lost in transit"], table["camera_infos lost in transit"]) == ("3", "4")
         assert level == 1 and line == "3 images lost in transit"
         assert node._health.report()[0] == 0, "a warning only while they rise"
+    finally:
+        node.stop()
+        node.destroy_node()
+
+
+def test_no_input_is_destroyed_while_the_watch_looks_at_it(peer):
+    node = TrajectoryNode("watched", load_pipeline=load)
+    stopping, destroyed = threading.Thread(target=node.stop), []
+    destroy = node.destroy_subscription
+    node.destroy_subscription = lambda own: (destroyed.append(own), destroy(own))[1]
+
+    def look(topic):
+        if stopping.ident is None:
+            stopping.start()
+            time.sleep(0.2)
+        assert not destroyed
+        return []
+
+    node.get_publishers_info_by_topic, node.get_subscriptions_info_by_topic = look, lambda topic: []
+    try:
+        node.trigger_configure()
+        node.trigger_activate()
+        node._watch()
+        stopping.join(30)
+        assert len(destroyed) == 2
     finally:
         node.stop()
         node.destroy_node()

@@ -78,3 +78,13 @@ def test_offline_is_live_with_later_windows_added(settings):
     np.testing.assert_allclose(T, T_REP103_OPTICAL @ last.stitched.T_map_camera, atol=1e-9)
     turn = np.kron(np.eye(2), T_REP103_OPTICAL[:3, :3])
     np.testing.assert_allclose(covariance, turn @ last.covariance @ turn.T, rtol=1e-6, atol=1e-12)
+
+
+def test_windows_with_a_pause_have_samples_of_their_own():
+    tracker = OfflineTracker(load("", "cpu"), 2, samples=2)
+    seen, usual = [], tracker._placer.covariances
+    tracker._placer.covariances = lambda *args: (seen.append(args[-1]), usual(*args))[1]
+    frames = [(i, picture(i), (i + 20 * (i > 12)) * SECOND) for i in range(COUNT)]
+    fitted = ((i, c.fit_frames(rgb[None], CAMERA, 96, 64)[0][0], at) for i, rgb, at in frames)
+    tracker.place(DecodedFrame(i, rgb, CAMERA, 0, at) for i, rgb, at in fitted)
+    assert True in seen and not seen[0]
