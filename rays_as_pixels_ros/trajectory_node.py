@@ -234,10 +234,11 @@ class TrajectoryNode(CameraNode):
                 frames, intrinsics, self._p.steps, view_steps=1, seed=self._p.seed, estimate=estimate
             )
             self._health.loop(found.rotation_error_deg, found.T_err, found.psnr)
-        except ValueError as error:  # no camera in what it rendered: worth counting, no reason to lose the window
+        except (ValueError, RuntimeError) as error:  # worth counting (no memory, too): the window's poses are out
             self._health.count("failed closed loops")
             self.get_logger().warning(f"closed loop failed: {error}", throttle_duration_sec=60.0)
-        self._loop_at = time.monotonic() + self._p.loop_every
+        finally:
+            self._loop_at = time.monotonic() + self._p.loop_every
 
     def _mount(self, stamp: int, optical_frame: str) -> tuple[bool, np.ndarray | None]:
         """Return whether TF can tell where the camera sits, and T_base_optical (4, 4); None: the camera is the base."""

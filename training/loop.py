@@ -158,6 +158,8 @@ class Trainer:
         ):
             if a != b:
                 raise CheckpointError(f"checkpoint {self.run_config.init} has {name} {a!r}, but {b!r} was asked for")
+        if found.views != wanted.views:
+            self.say(f"views: {found.views}, as in {self.run_config.init}; new models of this preset: {wanted.views}")
         return found
 
     def _weights(self, shape: ModelConfig, fresh: bool) -> RaysAsPixels:
