@@ -283,7 +283,7 @@ def test_a_place_that_cannot_be_written_is_told_before_any_work(tmp_path, capsys
 @pytest.mark.parametrize("out", ["new.mcap", "new.db3", "new"])
 def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, out):
     """Files may be no longer than 100 kB here; the same happens where the disk ends."""
-    resource = pytest.importorskip("resource")
+    resource = pytest.importorskip("resource", reason="needs limits of a Unix process")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
     try:

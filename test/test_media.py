@@ -95,7 +95,7 @@ def test_pictures_are_turned_as_their_exif_data_says(tmp_path):
 
 def test_a_phone_video_is_upright(tmp_path):
     """The container says that the picture lies on its side; size and pixels are those of the upright one."""
-    imageio_ffmpeg = pytest.importorskip("imageio_ffmpeg")
+    imageio_ffmpeg = pytest.importorskip("imageio_ffmpeg", reason="needs imageio-ffmpeg")
     write_video(tmp_path / "a.mp4", pictures(3), fps=10)
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-display_rotation", "90"]
     subprocess.run([*command, "-i", tmp_path / "a.mp4", "-c", "copy", tmp_path / "b.mp4"], check=True)

@@ -87,4 +87,4 @@ def test_windows_with_a_pause_have_samples_of_their_own():
     frames = [(i, picture(i), (i + 20 * (i > 12)) * SECOND) for i in range(COUNT)]
     fitted = ((i, c.fit_frames(rgb[None], CAMERA, 96, 64)[0][0], at) for i, rgb, at in frames)
     tracker.place(DecodedFrame(i, rgb, CAMERA, 0, at) for i, rgb, at in fitted)
-    assert True in seen and not seen[0]
+    assert any(seen) and not seen[0]
