@@ -36,9 +36,9 @@ def squared_distances(path: LongPath, pipe, stride: int) -> dict[str, np.ndarray
     for ids in windows(len(truth)):
         frames = path.frames[::stride][ids]
         estimate = pipe.estimate_trajectory(frames, path.intrinsics)
-        covariances = placer.covariances(pipe, frames, path.intrinsics, estimate)
+        covariances = placer.spreads.of(pipe, frames, path.intrinsics, estimate)
         newest = placer.place(ids.tolist(), estimate.T_reference_camera, covariances)[-1]
-        placer.refresh(pipe, frames, path.intrinsics, estimate)
+        placer.spreads.refresh(pipe, frames, path.intrinsics, estimate)
         error = pose_error(newest.stitched.T_map_camera, truth[newest.stitched.frame])
         rows.append(distances(error, newest.covariance))
     return {name: np.array([row[name] for row in rows]) for name in rows[0]}

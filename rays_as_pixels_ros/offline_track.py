@@ -124,10 +124,10 @@ class OfflineTracker:
         ids, known = [frame.number for frame in window], np.zeros((2, self.length, 6, 6))
         if self._with_covariances:
             paused = spans_pause(ids, [frame.stamp for frame in window])
-            known = self._placer.covariances(self.pipeline, images, intrinsics, found, paused)
+            known = self._placer.spreads.of(self.pipeline, images, intrinsics, found, paused)
         added = self._placer.place(ids, found.T_reference_camera, known)
         if self._with_covariances:
-            self._placer.refresh(self.pipeline, images, intrinsics, found, paused)
+            self._placer.spreads.refresh(self.pipeline, images, intrinsics, found, paused)
         sources = [window[place.index] for place in added]
         return [
             PlacedFrame(place.stitched, source.intrinsics, place.covariance, place.step_covariance, source.life)

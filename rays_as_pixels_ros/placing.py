@@ -8,18 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-
-from rays_as_pixels_model.geometry import Intrinsics
 
 from .stitching import StitchedFrame, Stitcher
 from .uncertainty import UNKNOWN, CovarianceChain, WindowCovariance, rotate_covariance
 
 if TYPE_CHECKING:
     from rays_as_pixels_model.calibration import Calibration
-    from rays_as_pixels_model.results import TrajectoryEstimate
 
 
 @dataclass(frozen=True)
@@ -36,7 +33,13 @@ class Place:
 
 
 class WindowPlacer:
-    """Join windows to a trajectory and carry their covariances along."""
+    """Join windows to a trajectory and carry their covariances along.
+
+    Attributes:
+        stitcher: holds the trajectory.
+        spreads: covariances of the windows that come: its `of` gives what `place` takes, without changing the
+            trajectory, and its `refresh` follows once the poses are out.
+    """
 
     def __init__(self, stitcher: Stitcher, calibration: Calibration, samples: int, every: int, seed: int = 0):
         """
@@ -44,25 +47,14 @@ class WindowPlacer:
             samples, every, seed: see `WindowCovariance`.
         """
         self.stitcher = stitcher
-        self._spreads = WindowCovariance(calibration, samples, every, seed)
+        self.spreads = WindowCovariance(calibration, samples, every, seed)
         self._chain = CovarianceChain(calibration.correlation)
 
     def reset(self) -> None:
         """Begin a new trajectory."""
         self.stitcher.reset()
-        self._spreads.reset()
+        self.spreads.reset()
         self._chain.reset()
-
-    def covariances(
-        self,
-        pipeline: Any,
-        frames: np.ndarray,
-        intrinsics: Intrinsics,
-        estimate: TrajectoryEstimate,
-        paused: bool = False,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return what `place` takes; changes nothing of the trajectory. See `WindowCovariance.of`."""
-        return self._spreads.of(pipeline, frames, intrinsics, estimate, paused)
 
     def place(
         self, ids: Sequence[int], T_window_camera: np.ndarray, covariances: tuple[np.ndarray, np.ndarray]
@@ -71,6 +63,7 @@ class WindowPlacer:
 
         Args:
             ids: T frame numbers, increasing; T_window_camera: (T, 4, 4), camera to reference, the first.
+            covariances: of `spreads.of`.
         """
         added = self.stitcher.add(ids, T_window_camera)
         spread, steps = covariances
@@ -85,14 +78,3 @@ class WindowPlacer:
             step = rotate_covariance(steps[index], np.eye(3), frame.scale) if index > 0 else UNKNOWN
             placed.append(Place(index, frame, in_map[index], step))
         return placed
-
-    def refresh(
-        self,
-        pipeline: Any,
-        frames: np.ndarray,
-        intrinsics: Intrinsics,
-        estimate: TrajectoryEstimate,
-        paused: bool = False,
-    ) -> None:
-        """Sample this window for those that follow, once its poses are out. See `WindowCovariance.refresh`."""
-        self._spreads.refresh(pipeline, frames, intrinsics, estimate, paused)

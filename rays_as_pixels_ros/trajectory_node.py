@@ -208,7 +208,7 @@ class TrajectoryNode(CameraNode):
         trusted = mistrusted(estimate.residual, self._health.max_residual) is None
         seen = self._pipeline, frames, intrinsics, estimate
         paused = spans_pause(window.ids, [item.stamp for item in window.items])
-        known = self._placer.covariances(*seen, paused) if trusted else None
+        known = self._placer.spreads.of(*seen, paused) if trusted else None
         with self._track_lock:
             if window.life != self._windows.life:
                 return  # a reset came meanwhile
@@ -223,7 +223,7 @@ class TrajectoryNode(CameraNode):
             if self._p.publish_raxels:
                 picture = np.clip((estimate.raxels[-1] + 1.0) * 127.5, 0, 255).astype(np.uint8)
                 self._raxel_publisher.publish(conversions.rgb_to_image(picture, newest.stamp, newest.frame_id))
-        self._placer.refresh(*seen, paused)
+        self._placer.spreads.refresh(*seen, paused)
         if self._p.loop_every and time.monotonic() >= self._loop_at:
             self._close_the_loop(frames, intrinsics, estimate)
 

@@ -82,8 +82,8 @@ def test_offline_is_live_with_later_windows_added(settings):
 
 def test_windows_with_a_pause_have_samples_of_their_own():
     tracker = OfflineTracker(load("", "cpu"), 2, samples=2)
-    seen, usual = [], tracker._placer.covariances
-    tracker._placer.covariances = lambda *args: (seen.append(args[-1]), usual(*args))[1]
+    seen, usual = [], tracker._placer.spreads.of
+    tracker._placer.spreads.of = lambda *args: (seen.append(args[-1]), usual(*args))[1]
     frames = [(i, picture(i), (i + 20 * (i > 12)) * SECOND) for i in range(COUNT)]
     fitted = ((i, c.fit_frames(rgb[None], CAMERA, 96, 64)[0][0], at) for i, rgb, at in frames)
     tracker.place(DecodedFrame(i, rgb, CAMERA, 0, at) for i, rgb, at in fitted)

@@ -21,11 +21,11 @@ def placed(windows, paused=(), **calibration):
     for index, ids in enumerate(windows):
         frames = np.stack([picture(number) for number in ids])
         estimate = pipe.estimate_trajectory(frames, CAMERA)
-        covariances = placer.covariances(pipe, frames, CAMERA, estimate, index in paused)
+        covariances = placer.spreads.of(pipe, frames, CAMERA, estimate, index in paused)
         for place in placer.place(ids, estimate.T_reference_camera, covariances):
             assert ids[place.index] == place.stitched.frame
             found[place.stitched.frame] = place
-        placer.refresh(pipe, frames, CAMERA, estimate, index in paused)
+        placer.spreads.refresh(pipe, frames, CAMERA, estimate, index in paused)
     return found
 
 
