@@ -27,12 +27,12 @@ def free_domain() -> int:
     start = os.getpid() * 13
     for offset in range(_HIGHEST_DOMAIN):
         domain = 1 + (start + offset) % _HIGHEST_DOMAIN
-        if _ports_are_free(domain):
+        if ports_are_free(domain):
             return domain
     raise DemoError("every DDS domain from 1 to 101 is in use on this machine; choose one with --domain")
 
 
-def _ports_are_free(domain: int, participants: int = 10) -> bool:
+def ports_are_free(domain: int, participants: int = 10) -> bool:
     """Say whether the unicast ports of the first participants of a domain can be bound (DDSI-RTPS 9.6.1.1)."""
     first = 7400 + 250 * domain + 10
     for port in range(first, first + 2 * participants):

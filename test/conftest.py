@@ -2,12 +2,12 @@
 """What every test shares: rclpy (real or embedded), a DDS domain of its own on loopback, the paths of this checkout."""
 
 import functools
-import itertools
 import os
 import threading
 from pathlib import Path
 
 import pytest
+from domains import next_domain
 
 import embedded_ros
 
@@ -47,19 +47,10 @@ def _hold_answers_until_goals_are_registered():
 if RUNTIME == "rclpy":
     _hold_answers_until_goals_are_registered()
 
-# Ports of domains above 101 run into Linux' ephemeral ports. Workers of one run have domains of their own; runs side by
-# side start at different places.
-_worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
-_own = range(1 + _worker, 102, int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
-_domains = itertools.cycle(_own)
-for _ in range(os.getpid() * 7 % len(_own)):
-    next(_domains)
-
-
 @pytest.fixture(autouse=True)
 def ros_domain(monkeypatch):
     """Give each test a DDS domain of its own, for itself and the processes it starts; returns its number."""
-    domain = next(_domains)
+    domain = next_domain()
     monkeypatch.setenv("ROS_DOMAIN_ID", str(domain))
     return domain
 

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def ros_domain():
     """One domain for all tests here: the peer lives as long as the module."""
-    with module_domain(23) as domain:
+    with module_domain() as domain:
         yield domain
 
 

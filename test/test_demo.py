@@ -277,7 +277,7 @@ def test_free_domain_avoids_one_in_use():
     domain = demo_processes.free_domain()
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
         taken.bind(("", 7400 + 250 * domain + 10))
-        assert not demo_processes._ports_are_free(domain)
+        assert not demo_processes.ports_are_free(domain)
         assert demo_processes.free_domain() != domain
 
 

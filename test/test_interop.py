@@ -89,7 +89,7 @@ def without_ros(start):
 @pytest.fixture(scope="module")
 def ros_domain():
     """One domain for all tests here; the ros2 daemon that the command line starts in it ends with them."""
-    with module_domain(51) as domain:
+    with module_domain() as domain:
         yield domain
         ros2("daemon", "stop", fails=True)
 

@@ -23,7 +23,7 @@ FRAMES = 30
 @pytest.fixture(scope="module")
 def ros_domain():
     """One domain for all tests here: the processes live as long as the module."""
-    with module_domain(2) as domain:
+    with module_domain() as domain:
         yield domain
 
 

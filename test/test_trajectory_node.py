@@ -42,7 +42,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def ros_domain():
     """One domain for all tests here: the processes live as long as the module."""
-    with module_domain(0) as domain:
+    with module_domain() as domain:
         yield domain
 
 

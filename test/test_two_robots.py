@@ -78,7 +78,7 @@ class Camera:
 @pytest.fixture(scope="module")
 def ros_domain():
     """One domain for all tests here."""
-    with module_domain(50) as domain:
+    with module_domain() as domain:
         yield domain
 
 

@@ -20,7 +20,7 @@ MIB = 2**20
 @pytest.fixture(scope="module")
 def ros_domain():
     """One domain for all tests here: the processes live as long as the module."""
-    with module_domain(4) as domain:
+    with module_domain() as domain:
         yield domain
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import rclpy
+from domains import next_domain
 from pixel_pipeline import path, picture
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
@@ -30,9 +31,9 @@ START = 240.0  # seconds for a process to start on a busy machine
 
 
 @contextmanager
-def module_domain(offset):
+def module_domain():
     """Use one DDS domain for a whole test module."""
-    domain, before = 1 + (os.getpid() * 11 + offset) % 100, os.environ.get("ROS_DOMAIN_ID")
+    domain, before = next_domain(), os.environ.get("ROS_DOMAIN_ID")
     os.environ["ROS_DOMAIN_ID"] = str(domain)
     yield domain
     if before is None:
