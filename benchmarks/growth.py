@@ -63,7 +63,7 @@ def plot_growth(growth: dict, path: str | Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    from rays_as_pixels_model.media import replacing
+    from rays_as_pixels_model.files import replacing
 
     figure, axes = plt.subplots(1, len(growth), figsize=(3 * len(growth), 3), squeeze=False)
     for plot, (name, data) in zip(axes[0], growth.items(), strict=True):

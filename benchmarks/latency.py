@@ -166,7 +166,7 @@ def main() -> int:
     report = measure(args.windows, args.checkpoint)
     print(table(report))
     if args.json:
-        from rays_as_pixels_model.media import write_text
+        from rays_as_pixels_model.files import write_text
 
         write_text(args.json, json.dumps(report, indent=1) + "\n")
     return 0

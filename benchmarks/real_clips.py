@@ -11,7 +11,7 @@ import argparse
 import json
 from pathlib import Path
 
-from rays_as_pixels_model.media import replacing
+from rays_as_pixels_model.files import replacing
 from rays_as_pixels_ros.command_estimate import main as estimate
 
 from .report import show

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from rays_as_pixels_model.media import write_text
+from rays_as_pixels_model.files import write_text
 
 
 def show(report: dict | list, table: str, path: Path | None) -> None:

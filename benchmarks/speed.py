@@ -45,7 +45,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--json", metavar="FILE", help="write the figures to FILE")
     args = parser.parse_args(argv)
     # Heavy imports only now: --help must answer at once.
-    from rays_as_pixels_model.media import write_text
+    from rays_as_pixels_model.files import write_text
     from rays_as_pixels_model.pipeline import Pipeline
 
     pipe = Pipeline.from_checkpoint(args.checkpoint, device=args.device)

@@ -11,7 +11,7 @@ import argparse
 import json
 from pathlib import Path
 
-from rays_as_pixels_model.media import replacing
+from rays_as_pixels_model.files import replacing
 
 PANELS = (
     ("pose loss", "loss/pose"),

@@ -7,7 +7,7 @@ import embedded_ros
 
 embedded_ros.install()
 
-from rays_as_pixels_model.media import write_text  # noqa: E402
+from rays_as_pixels_model.files import write_text  # noqa: E402
 from rays_as_pixels_ros import parameters  # noqa: E402
 
 PAGE = Path(__file__).with_name("parameters.md")

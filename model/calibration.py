@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from .checkpoint_folder import CheckpointError, read_config
+from .files import write_text
 from .geometry import sample_covariance, so3_log
-from .media import write_text
 
 STEPS = 2  # of a draw; the first starts from noise alone, so one step gives the mean and no spread
 # A few draws tell how far apart they are better than in which direction: this share of the shape is believed.

@@ -16,7 +16,7 @@ from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
 from rays_as_pixels_model.bags import BagError
-from rays_as_pixels_model.media import check_writable
+from rays_as_pixels_model.files import check_writable
 
 _VERSION = 8  # of the metadata: read by Humble and by all that came later
 _STORAGES = {".mcap": StoragePlugin.MCAP, ".db3": StoragePlugin.SQLITE3}

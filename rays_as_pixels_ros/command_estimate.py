@@ -38,7 +38,8 @@ def main(argv: list[str]) -> int:
     """Run the command."""
     args = build_parser().parse_args(argv)
     # Heavy imports only now: --help must answer at once.
-    from rays_as_pixels_model.media import MediaError, check_writable, open_video, write_text, write_trajectory
+    from rays_as_pixels_model.files import check_writable, write_text, write_trajectory
+    from rays_as_pixels_model.media import MediaError, open_video
     from rays_as_pixels_model.pipeline import Pipeline
 
     from .trajectory_report import errors_against_truth, plot_trajectory

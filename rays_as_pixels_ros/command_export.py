@@ -35,7 +35,7 @@ def main(argv: list[str]) -> int:
         cure = "pip install 'rays_as_pixels_ros[onnx]'"
         raise RuntimeError(f"export needs onnx and onnxruntime ({error}); {cure}") from None
     from rays_as_pixels_model.export import LIMITS, export
-    from rays_as_pixels_model.media import write_text
+    from rays_as_pixels_model.files import write_text
 
     about = export(args.checkpoint, args.out, args.precision, args.preset, args.whole_window)
     parity = ", ".join(f"{part} {value:.2g}" for part, value in about["parity"].items())

@@ -20,7 +20,7 @@ def main(argv: list[str]) -> int:
     for name, *values in rows:
         print("  ".join([f"{name:<{widths[0]}}", *(f"{v:>{w}}" for v, w in zip(values, widths[1:], strict=True))]))
     if args.json:
-        from rays_as_pixels_model.media import write_text
+        from rays_as_pixels_model.files import write_text
 
         write_text(args.json, json.dumps(facts, indent=1) + "\n")
     return 0

@@ -55,7 +55,8 @@ def main(argv: list[str]) -> int:
     # Heavy imports only now: --help must answer at once.
     import numpy as np
 
-    from rays_as_pixels_model.media import check_writable, open_video, write_png, write_trajectory, write_video
+    from rays_as_pixels_model.files import check_writable, write_png, write_trajectory, write_video
+    from rays_as_pixels_model.media import open_video
     from rays_as_pixels_model.pipeline import Pipeline
 
     from . import paths

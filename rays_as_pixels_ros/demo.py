@@ -70,7 +70,7 @@ def main(argv: list[str]) -> int:
     # Heavy imports only now: --help must answer at once.
     import embedded_ros
     from rays_as_pixels_model.checkpoint import read_config
-    from rays_as_pixels_model.media import check_writable
+    from rays_as_pixels_model.files import check_writable
     from rays_as_pixels_model.scenes import Profile
 
     from .demo_processes import DemoError, NodeProcesses, free_domain
@@ -202,7 +202,7 @@ class _Run:
 
     def _ask(self, number: int, of: int, request) -> None:
         """Let render_client ask for the views of a request; again if they are refused at that moment."""
-        from rays_as_pixels_model.media import write_trajectory
+        from rays_as_pixels_model.files import write_trajectory
 
         from .demo_processes import DemoError
 
@@ -241,7 +241,7 @@ class _Run:
         """Write the report into a folder; returns what summary.json holds."""
         import numpy as np
 
-        from rays_as_pixels_model.media import write_text, write_trajectory
+        from rays_as_pixels_model.files import write_text, write_trajectory
 
         from . import demo_figures, demo_report
         from .progress import progress

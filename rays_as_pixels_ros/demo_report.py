@@ -10,8 +10,8 @@ import cv2
 import numpy as np
 
 from rays_as_pixels_model.comparison import psnr
+from rays_as_pixels_model.files import write_video
 from rays_as_pixels_model.geometry import fit_intrinsics, invert, rotation_angle_deg
-from rays_as_pixels_model.media import write_video
 from rays_as_pixels_model.raxels import make_raxels
 
 from .demo_figures import Track, View

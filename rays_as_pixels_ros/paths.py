@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Camera paths to ask views for: orbit, dolly, spline through poses. (TUM files: rays_as_pixels_model.media.)
+"""Camera paths to ask views for: orbit, dolly, spline through poses. (TUM files: rays_as_pixels_model.files.)
 
 Poses are optical (x right, y down, z forward), camera to some frame, (N, 4, 4). Orbit and dolly are relative to a
 start camera: they return T_start_camera, with the start camera itself at the identity.

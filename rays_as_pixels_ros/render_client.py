@@ -20,7 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
-from rays_as_pixels_model.media import MediaError, read_trajectory, write_png, write_text, write_video
+from rays_as_pixels_model.files import read_trajectory, write_png, write_text, write_video
+from rays_as_pixels_model.media import MediaError
 
 from .paths import dolly, orbit, spline
 

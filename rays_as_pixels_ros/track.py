@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from rays_as_pixels_model.files import write_text, write_trajectory
 from rays_as_pixels_model.geometry import Intrinsics, invert, so3_log
-from rays_as_pixels_model.media import write_text, write_trajectory
 
 from .paths import kitti_text
 from .stitching import OdometryChain, StitchedFrame

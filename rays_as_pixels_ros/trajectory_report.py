@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+from rays_as_pixels_model.files import replacing
 from rays_as_pixels_model.geometry import align_sim3, direction_angle_deg, invert, make_pose, rotation_angle_deg
-from rays_as_pixels_model.media import replacing
 
 
 def errors_against_truth(T_map_camera: np.ndarray, T_world_camera: np.ndarray, span: int) -> dict:

@@ -15,16 +15,9 @@ from safetensors.torch import load_file, save_file
 
 from rays_as_pixels_model.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from rays_as_pixels_model.config import preset
+from rays_as_pixels_model.files import read_trajectory, write_png, write_text, write_video
 from rays_as_pixels_model.joint import RaysAsPixels
-from rays_as_pixels_model.media import (
-    MediaError,
-    open_video,
-    read_image,
-    read_trajectory,
-    write_png,
-    write_text,
-    write_video,
-)
+from rays_as_pixels_model.media import MediaError, open_video, read_image
 from rays_as_pixels_model.pipeline import Pipeline
 
 GREY = np.full((48, 64, 3), 90, np.uint8)

@@ -17,7 +17,7 @@ from rosbags.rosbag2 import StoragePlugin
 from scipy.spatial.transform import Rotation
 
 from rays_as_pixels_model.bags import BagError
-from rays_as_pixels_model.media import read_trajectory, write_png
+from rays_as_pixels_model.files import read_trajectory, write_png
 from rays_as_pixels_ros import bag_writer, cli, command_bag, parameters
 from rays_as_pixels_ros.conversions import T_REP103_OPTICAL
 from rays_as_pixels_ros.interrupts import interrupted_by_signals

@@ -14,7 +14,8 @@ import cv2
 import numpy as np
 import pytest
 
-from rays_as_pixels_model.media import open_video, read_trajectory, write_png
+from rays_as_pixels_model.files import read_trajectory, write_png
+from rays_as_pixels_model.media import open_video
 from rays_as_pixels_ros import cli
 from rays_as_pixels_ros.trajectory_report import align_to, errors_against_truth
 from rays_as_pixels_ros.window import overlapping_windows

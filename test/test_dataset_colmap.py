@@ -16,7 +16,7 @@ from rendered_video import (
     seen_through,
 )
 
-from rays_as_pixels_model.media import write_png
+from rays_as_pixels_model.files import write_png
 from rays_as_pixels_training.data import open_dataset
 from rays_as_pixels_training.data.posed import DatasetError
 

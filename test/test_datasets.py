@@ -21,7 +21,7 @@ from rendered_video import (
 )
 from scipy.spatial.transform import Rotation
 
-from rays_as_pixels_model.media import write_png
+from rays_as_pixels_model.files import write_png
 from rays_as_pixels_training.data import open_dataset
 from rays_as_pixels_training.data.matching import agreement
 

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from rays_as_pixels_model.checkpoint import default_checkpoint
+from rays_as_pixels_model.files import write_png
 from rays_as_pixels_model.geometry import Intrinsics, invert, make_pose, rotation_angle_deg, so3_exp
-from rays_as_pixels_model.media import write_png
 from rays_as_pixels_ros import cli, demo_figures, demo_processes, demo_source
 from rays_as_pixels_ros.demo_recorder_node import Record
 

@@ -10,18 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rays_as_pixels_model.files import read_trajectory, replacing, write_png, write_text, write_trajectory, write_video
 from rays_as_pixels_model.geometry import make_pose, so3_exp
-from rays_as_pixels_model.media import (
-    MediaError,
-    open_video,
-    read_image,
-    read_trajectory,
-    replacing,
-    write_png,
-    write_text,
-    write_trajectory,
-    write_video,
-)
+from rays_as_pixels_model.media import MediaError, open_video, read_image
 
 
 def pictures(count, height=48, width=64):

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The trainer: settings from files and arguments, exact resuming after any kill, what it logs and keeps."""
+"""The trainer: exact resuming after any kill, what it logs and keeps, what it refuses."""
 
 import json
 import os
 import subprocess
 import sys
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +17,7 @@ from rays_as_pixels_model.checkpoint import load_checkpoint, save_checkpoint
 from rays_as_pixels_model.config import preset
 from rays_as_pixels_model.joint import RaysAsPixels
 from rays_as_pixels_model.media import read_image
-from rays_as_pixels_training.ablation import ROWS, AblationConfig, _precision
-from rays_as_pixels_training.ablation import main as ablation
-from rays_as_pixels_training.ablation_table import table
-from rays_as_pixels_training.cli_config import ArgumentProblem, Settings, parse
+from rays_as_pixels_training.cli_config import Settings, parse
 from rays_as_pixels_training.config import RunConfig, TrainConfig
 from rays_as_pixels_training.data.procedural import ClipPool
 from rays_as_pixels_training.data.source import PoolSource
@@ -64,84 +61,12 @@ def log_of(out: Path) -> dict[int, dict]:
     return {line["step"]: line for line in lines if "loss" in line}
 
 
-def test_arguments_override_the_file_and_the_file_the_defaults(tmp_path):
-    file = tmp_path / "run.yaml"
-    file.write_text("lr: 0.01\ntasks: [1, 2, 3]\nbatch: 8\ncompile: true\nview-frames: 4\npool: null\n")
-    settings = parse(Settings, ["--config", str(file), "--out", "x", "--batch", "16"], "p", "d")
-    assert settings.train == TrainConfig(lr=0.01, tasks=(1, 2, 3), batch=16, view_frames=4)
-    assert settings.run == RunConfig(Path("x"), compile=True)
-    assert parse(Settings, ["--out=x", "--tasks=0.8,0.14,0.06"], "p", "d").train.tasks == (0.8, 0.14, 0.06)
-
-
-@pytest.mark.parametrize(
-    "text, words",
-    [
-        ("lrr: 1\n", ["run.yaml", "lrr"]),
-        ("lr: [1, 2]\n", ["run.yaml", "--lr", "1,2"]),
-        ("lr: 7\n", ["run.yaml", "7"]),
-        ("- 3\n", ["run.yaml", "list"]),
-        ("a: b: c\n", ["run.yaml", "YAML"]),
-        ("optimizer: sgd\n", ["run.yaml", "sgd", "muon"]),
-    ],
-)
-def test_a_bad_file_is_told_in_one_line(tmp_path, text, words):
-    file = tmp_path / "run.yaml"
-    file.write_text(text)
-    with pytest.raises(ArgumentProblem) as problem:
-        parse(Settings, ["--config", str(file), "--out", "x"], "p", "d")
-    assert all(word in str(problem.value) for word in words) and "\n" not in str(problem.value)
-
-
 def test_the_written_config_is_the_run_again(trainer, tmp_path):
     first = trainer(optimizer="adamw", tasks=(1.0, 0.0, 0.0))
     first.write_config()
     settings = parse(Settings, ["--config", str(tmp_path / "run" / "config.yaml")], "p", "d")
     assert settings == Settings(first.config, first.run_config)
     assert first.config.lr == 2e-3 and first.config.parts == 1, "automatic values are settled"
-
-
-def test_every_setting_can_be_given_both_ways_and_is_kept(tmp_path):
-    """Each field at a value that is not its default: on the command line, in YAML, and as the run writes it."""
-    other = {"optimizer": "adamw", "schedule": "cosine", "attention": "joint", "camera_encoding": "pluecker"}
-    other |= {"precision": "float32", "preset": "tiny", "scenes": "varied", "device": "cuda:1", "textures": "photos"}
-    other |= {"tasks": [0.5, 0.25, 0.25], "pool": ["a", "b"], "batch": 8, "parts": 4, "lr": 0.25, "decay": 0.5}
-    other |= {"data": "d", "eval_data": "e", "renew": False}  # renew is refused beside data and several pools
-    values = {}
-    for f in (*fields(TrainConfig), *fields(RunConfig)):
-        if isinstance(f.default, bool):
-            values[f.name] = other.get(f.name, not f.default)
-        elif isinstance(f.default, int | float):
-            values[f.name] = other.get(f.name, f.default + 1 if isinstance(f.default, int) else f.default / 2 + 0.125)
-        else:
-            values[f.name] = other.get(f.name, f"some_{f.name}")
-        assert values[f.name] != f.default or f.name == "renew", f.name
-    words = []
-    for name, value in values.items():
-        flag = name.replace("_", "-")
-        if isinstance(value, bool):
-            words.append(f"--{flag}" if value else f"--no-{flag}")
-        elif name == "tasks":
-            words += ["--tasks", ",".join(map(str, value))]
-        else:
-            words += [f"--{flag}", *map(str, value if isinstance(value, list) else [value])]
-    file = tmp_path / "run.yaml"
-    file.write_text(json.dumps(values))  # JSON is YAML
-    typed, read = parse(Settings, words, "p", "d"), parse(Settings, ["--config", str(file)], "p", "d")
-    assert typed == read
-    assert {**typed.train.to_dict(), **typed.run.to_dict()} == {**values, "tasks": (0.5, 0.25, 0.25)}
-    assert parse(Settings, ["--out", "x", "--pool", "a", "--renew"], "p", "d").run.renew
-
-
-def test_automatic_choices_follow_size_and_processes():
-    config = TrainConfig(batch=8)
-    assert config.settled(10**6).optimizer == "muon" and config.settled(10**6, 2).optimizer == "adamw"
-    large = config.settled(10**9, 4)
-    assert (large.optimizer, large.lr, large.parts) == ("adamw", 1e-4, 4)
-    assert replace(config, lr=0.5).settled(10**9).lr == 0.5
-    with pytest.raises(ValueError, match="adamw"):
-        replace(config, optimizer="muon").settled(10**6, 2)
-    with pytest.raises(ValueError, match="3 processes"):
-        config.settled(10**6, 3)
 
 
 def test_what_is_trained_on_does_not_judge():
@@ -178,15 +103,6 @@ def test_a_damaged_state_is_named_with_the_way_on(tmp_path):
     os.truncate(first / "facts.json", 4)
     with pytest.raises(ValueError, match="states/00000001 is damaged .* begin with another --out"):
         read_facts(first)
-
-
-def test_both_schedules_rise_and_end_at_zero():
-    for schedule in ("hold", "cosine"):
-        config = TrainConfig(lr=0.1, steps=1000, warmup=100, schedule=schedule)
-        rates = [config.learning_rate(s) for s in range(1001)]
-        assert rates[0] == pytest.approx(0.001) and max(rates) == pytest.approx(0.1) and rates[-1] == pytest.approx(0)
-    assert rates[550] == pytest.approx(0.05), "half a cosine is at half its height in the middle"
-    assert TrainConfig(lr=0.1, steps=1000, warmup=100).learning_rate(700) == pytest.approx(0.1)
 
 
 def test_parts_of_a_batch_depend_on_nothing_but_their_number(pool):
@@ -378,16 +294,6 @@ def test_a_run_killed_in_mid_save_and_in_mid_line_gives_the_same_losses(tmp_path
     assert "textures" in (tmp_path / "ck" / "README.md").read_text().lower()
 
 
-def test_help_lists_every_field_without_torch(capsys):
-    words = "import sys; from rays_as_pixels_training.train import main\n"
-    words += "try: main(['--help'])\nexcept SystemExit: print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, timeout=60)
-    assert done.stdout.strip().endswith("False")
-    for cls in (TrainConfig, RunConfig):
-        for name in cls.__dataclass_fields__:
-            assert "--" + name.replace("_", "-") in done.stdout, name
-
-
 def test_a_pool_that_is_missing_clips_is_an_error_with_the_way_out(tmp_path, capsys):
     arguments = ["--out", str(tmp_path / "x"), "--workers", "0", "--slots", "4"]
     assert main(arguments) == 1
@@ -409,47 +315,3 @@ def test_memory_is_counted_from_the_model():
     tokens = sum(n * d for n, d in ((48, shape.transformer.width), (30, shape.transformer.width)))
     assert kept_by_blocks > shape.transformer.depth * 10 * tokens, "a block keeps far more than its input"
     assert found["recomputed"] < 0.6 * found["activations"]
-
-
-def test_the_ablation_table_says_mean_spread_and_order():
-    def runs(r, t):
-        common = {"T_err": t, "psnr": 20.0, "failed": 0, "steps": 5, "gflop_per_step": 1.0}
-        return [{**common, "R_err": r + d} for d in (-1, 1)]
-
-    text = table(dict(zip(ROWS, (runs(2, 1), runs(3, 2), runs(4, 4), runs(5, 3)), strict=True)))
-    assert "| 2 ± 1.4 | 1 ± 0 |" in text and "FID" not in text and "2 seeds" in text
-    assert "R_err, best first: full, no_dsca, no_cosine, pluecker: the paper's order" in text
-    assert "T_err, best first: full, no_dsca, pluecker, no_cosine: not the paper's" in text
-
-
-def test_an_ablation_decides_its_precision_once(tmp_path, monkeypatch):
-    """For all rows, and again when it continues: a timing of each row's own could come out differently."""
-    timings = iter([True])
-    monkeypatch.setattr("rays_as_pixels_training.learner.bf16_pays", lambda device: next(timings))
-    config = AblationConfig(tmp_path)
-    assert _precision(config, Processes()) == "bfloat16"
-    facts = {"config": {"precision": "bfloat16"}}
-    save_state(tmp_path / "full" / "seed_0", 0, {"model": torch.nn.Linear(2, 2)}, [], facts, Processes())
-    assert _precision(config, Processes()) == "bfloat16" and not list(timings)
-
-
-@pytest.mark.slow
-def test_an_ablation_trains_each_row_once_at_equal_compute(tmp_path, pool, capsys, monkeypatch):
-    monkeypatch.setattr("rays_as_pixels_training.loop.fit_codec", lambda m, source, **_: fit_codec(m, source, 16))
-    timings = iter([False])
-    monkeypatch.setattr("rays_as_pixels_training.learner.bf16_pays", lambda device: next(timings))
-    folder = os.path.dirname(pool.frames.filename)
-    arguments = ["--out", str(tmp_path), "--pool", folder, "--steps", "4", "--seeds", "1", "--batch", "2"]
-    arguments += ["--windows", "2"]
-    assert ablation(arguments) == 0
-    first = capsys.readouterr().out
-    report = json.loads((tmp_path / "ablation.json").read_text())
-    assert list(report) == list(ROWS) and first.count("\n| ") >= 4
-    for (row,) in report.values():
-        assert row["steps"] * row["gflop_per_step"] == pytest.approx(4 * report["full"][0]["gflop_per_step"], rel=0.15)
-    assert len({row["R_err"] for (row,) in report.values()}) == 4, "four different models"
-    kept = {read_facts(states(tmp_path / row / "seed_0")[-1])["config"]["precision"] for row in ROWS}
-    assert kept == {"float32"} and not list(timings), "timed once, which decides for all rows"
-    monkeypatch.setattr(Trainer, "run", lambda *_, **__: pytest.fail("a finished row is trained again"))
-    assert ablation(arguments) == 0 and capsys.readouterr().out == first
-    assert ablation([*arguments[:-1], "3"]) == 1 and "windows 2 -> 3" in capsys.readouterr().err

@@ -29,8 +29,8 @@ from wire import (
 )
 
 from rays_as_pixels_interfaces.srv import SaveTrajectory
+from rays_as_pixels_model.files import read_trajectory
 from rays_as_pixels_model.geometry import invert
-from rays_as_pixels_model.media import read_trajectory
 from rays_as_pixels_ros import conversions as c
 from rays_as_pixels_ros.camera_node import BEST_EFFORT
 from rays_as_pixels_ros.parameters import TRAJECTORY

@@ -114,7 +114,7 @@ def main(argv: list[str] | None = None) -> int:
     if results is None:
         print(f"stopped; the same command continues from {config.out}", file=sys.stderr)
         return 130
-    from rays_as_pixels_model.media import write_text
+    from rays_as_pixels_model.files import write_text
 
     from .ablation_table import table
 
@@ -211,7 +211,7 @@ def _one(
     console,
 ) -> dict | None:  # fmt: skip
     """Train and judge one run, or read what an earlier call made of it."""
-    from rays_as_pixels_model.media import write_text
+    from rays_as_pixels_model.files import write_text
     from rays_as_pixels_model.pipeline import Pipeline
 
     from .cli_config import differences

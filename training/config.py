@@ -48,7 +48,7 @@ class TrainConfig:
         mixed_images: images of such a sequence, sources and targets together.
         known_intrinsics: share of pose steps in which the reference frame's rays (its intrinsics) are given.
         pose_at_start: share of pose steps whose rays are all but pure noise, where one-step sampling starts.
-        view_frames: images in a view step, sources and targets.
+        view_frames: images in a view step, sources and targets; where views are differences the most, one the target.
         max_stride: largest stride of a video window within its clip.
         precision: of the matrix products; auto takes bfloat16 where it is faster, as measured when the run begins.
         scenes: rendered scenes: plain, varied, or groups of variety joined by '+' (docs/scenes.md); of several pools

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from rays_as_pixels_model.files import replacing
 from rays_as_pixels_model.geometry import direction_angle_deg, rotation_angle_deg
-from rays_as_pixels_model.media import replacing
 
 from .eval_pose import Found
 from .eval_windows import EvalWindow

@@ -93,7 +93,7 @@ def _run(args) -> int:
     # Heavy imports only now: --help must answer at once.
     from importlib.util import find_spec
 
-    from rays_as_pixels_model.media import write_text
+    from rays_as_pixels_model.files import write_text
     from rays_as_pixels_model.pipeline import Pipeline
 
     from .eval_pose import clip_trajectories, find_cameras

@@ -23,8 +23,8 @@ import torch
 
 from rays_as_pixels_model.checkpoint import CheckpointError, load_checkpoint, read_config, save_checkpoint
 from rays_as_pixels_model.config import ModelConfig, WanTransformerConfig
+from rays_as_pixels_model.files import write_png, write_text
 from rays_as_pixels_model.joint import RaysAsPixels
-from rays_as_pixels_model.media import write_png, write_text
 
 from .cli_config import differences
 from .config import RunConfig, TrainConfig

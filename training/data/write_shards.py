@@ -23,7 +23,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from rays_as_pixels_model.media import replacing, write_text
+from rays_as_pixels_model.files import replacing, write_text
 
 from .clips import ClipCut, CutClip, cut_clip
 from .posed import DatasetError, PosedVideo
