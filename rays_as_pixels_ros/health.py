@@ -22,14 +22,9 @@ MISSING = "images missing for a camera_info", "camera_infos missing for an image
 _LEAST_CONTRAST = 2.0  # grey levels; a covered lens or a dark room is below
 
 
-def contrast(frames: np.ndarray) -> float:
-    """Standard deviation over the pixels of the flattest of frames (T, H, W, 3) uint8, in its best channel."""
-    return float(frames.std(axis=(1, 2)).max(axis=-1).min())
-
-
 def blank(frames: np.ndarray) -> str | None:
     """Say why a window of frames (T, H, W, 3) uint8 shows nothing, or None; the model would give cameras for it."""
-    spread = contrast(frames)
+    spread = float(frames.std(axis=(1, 2)).max(axis=-1).min())  # of the flattest frame, over its liveliest colour
     return None if spread >= _LEAST_CONTRAST else f"an image shows nothing: its grey levels spread by {spread:.1f}"
 
 
