@@ -152,6 +152,8 @@ class ModelConfig:
             o x d, two images of 3 channels; the paper's ablation).
         views: what is denoised of a single image: 'picture', itself, from sources as they were taken; or 'difference',
             its latent minus the reference's, from sources turned into its orientation (`view_sources.py`).
+        pose_passes: times a window is estimated by default; before each pass but the first its frames are turned back
+            by the rotations found so far (`turning.py`). Above 1 training turns windows, too.
     """
 
     preset: str
@@ -162,9 +164,10 @@ class ModelConfig:
     transformer: TransformerConfig | WanTransformerConfig
     camera_encoding: str = "raxel"
     views: str = "picture"
+    pose_passes: int = 1
 
     def __post_init__(self) -> None:
-        _check_counts(self, "frames", "height", "width")
+        _check_counts(self, "frames", "height", "width", "pose_passes")
         _check_choice("camera_encoding", self.camera_encoding, CAMERA_ENCODINGS)
         _check_choice("views", self.views, VIEWS)
         if isinstance(self.codec, WanCodecConfig) != isinstance(self.transformer, WanTransformerConfig):
@@ -245,6 +248,7 @@ PRESETS: dict[str, ModelConfig] = {
         codec=CodecConfig(channels=48),
         transformer=TransformerConfig(width=128, depth=6, heads=4, ffn_width=256, embed_hidden=256),
         views="difference",
+        pose_passes=2,
     ),
     # 1,776 tokens a window (960 video, 816 ray): for a GPU
     "tiny": ModelConfig(
@@ -255,6 +259,7 @@ PRESETS: dict[str, ModelConfig] = {
         codec=CodecConfig(channels=48),
         transformer=TransformerConfig(width=256, depth=8, heads=4, ffn_width=768, patch=1),
         views="difference",
+        pose_passes=2,
     ),
     # 4,140 tokens a window (2,160 video, 1,980 ray), 141M parameters: for one large GPU
     "small": ModelConfig(
@@ -265,6 +270,7 @@ PRESETS: dict[str, ModelConfig] = {
         codec=CodecConfig(channels=48),
         transformer=TransformerConfig(width=640, depth=10, heads=10, ffn_width=1728),
         views="difference",
+        pose_passes=2,
     ),
     # Wan 2.1 text-to-video and a ray stream: 64,350 tokens a window (32,760 video, 31,590 ray)
     "wan-1.3b": ModelConfig(

@@ -33,6 +33,7 @@ from .memory import predict_memory
 from .raxels import fit_cameras, make_raxels, read_cameras, relative_covariance
 from .results import Imagined, LoopReport, RenderedVideo, RenderedViews, TrajectoryEstimate
 from .sampler import Cancelled, Schedule, Velocity, guided, sample
+from .turning import raxels_turned_on, turn_back, turn_on
 from .view_sources import view_sources
 
 if TYPE_CHECKING:
@@ -105,8 +106,8 @@ class Pipeline:
         return self.model.decode_rays(r)
 
     def estimate_trajectory(self, frames: np.ndarray, intrinsics: Intrinsics | None, steps: int = 1, samples: int = 1,
-                            seed: int = 0, reference: int = 0, *, solver: str = "euler", shift: float = 1.0
-                            ) -> TrajectoryEstimate:
+                            seed: int = 0, reference: int = 0, *, passes: int | None = None, solver: str = "euler",
+                            shift: float = 1.0) -> TrajectoryEstimate:
         """Estimate the cameras of one window.
 
         Args:
@@ -115,41 +116,51 @@ class Pipeline:
             steps: of the sampler; 1 is the posterior mean, best with the shipped weights: docs/training_log.md.
             samples: draws from the posterior; the estimate is read from their mean; the covariance holds their spread.
             reference: index of the frame that is the identity.
+            passes: how often the window is estimated; before each pass but the first its frames are turned back by the
+                rotations found so far (`turning.py`). None: as the model was trained for (`ModelConfig.pose_passes`).
             solver, shift: see `sampler.Schedule`.
 
         Raises:
-            ValueError: wrong number of frames, steps, samples or reference; an unknown solver.
+            ValueError: wrong number of frames, steps, samples, passes or reference; an unknown solver.
             GeometryError: frames and intrinsics that do not fit, or rays that no camera made.
         """
         if len(frames) != self.config.frames:
             raise ValueError(f"a window has {self.config.frames} frames, got {len(frames)}; longer videos go through "
                              "overlapping windows")
-        if not 0 <= reference < len(frames) or steps < 1 or samples < 1:
-            raise ValueError(f"need 0 <= reference < {len(frames)}, steps >= 1 and samples >= 1, got {reference}, "
-                             f"{steps}, {samples}")
+        passes = self.config.pose_passes if passes is None else passes
+        if not 0 <= reference < len(frames) or min(steps, samples, passes) < 1:
+            raise ValueError(f"need 0 <= reference < {len(frames)}, steps, samples and passes >= 1, got {reference}, "
+                             f"{steps}, {samples} and {passes}")
         fitted, camera = fit_frames(np.asarray(frames), intrinsics, self.config.width, self.config.height)
-        rays = None if camera is None else self.model.array(self._raxels(np.eye(4)[None], camera))
-        decoded = self.estimate_batch(self._to_array(fitted)[None], rays, reference, steps,
-                                      self.model.generator(seed), samples=samples, solver=solver, shift=shift)
-        raxels = to_numpy(decoded).astype(np.float64)                                       # (samples, T, h, w, 3)
         size, cell = (self.config.width, self.config.height), self.config.codec.cell
-        reading = read_cameras(raxels.mean(0), camera, image_size=size, cell=cell)
-        T, covariance = relative_covariance(reading.T_reference_camera, reading.covariance, reference)
+        found, turned_by = camera, np.tile(np.eye(3), (len(frames), 1, 1))
+        for left in reversed(range(passes)):
+            seen = turn_back(fitted, turned_by, found)
+            raxels = self._decoded(seen, camera, reference, steps, seed, 1 if left else samples, solver, shift)
+            reading = read_cameras(raxels.mean(0), camera, image_size=size, cell=cell)
+            T, covariance = relative_covariance(reading.T_reference_camera, reading.covariance, reference)
+            found = reading.intrinsics
+            if left:
+                turned_by = T[:, :3, :3] @ turned_by
         draws = None
         if samples > 1:
-            draws = np.stack([read_cameras(draw, reading.intrinsics).T_reference_camera for draw in raxels])
-            draws = invert(draws[:, reference, None]) @ draws                               # (samples, T, 4, 4)
+            draws = np.stack([read_cameras(draw, found).T_reference_camera for draw in raxels])
+            draws = turn_on(invert(draws[:, reference, None]) @ draws, turned_by)           # (samples, T, 4, 4)
+        T = turn_on(T, turned_by)
+        if draws is not None:
             covariance = covariance + sample_covariance(draws, T)
-        mean = raxels.mean(0).astype(np.float32)
-        return TrajectoryEstimate(T, reading.intrinsics, reading.residual, covariance, mean, draws)
+        mean = raxels_turned_on(raxels.mean(0), reading.T_reference_camera, turned_by, found).astype(np.float32)
+        return TrajectoryEstimate(T, found, reading.residual, covariance, mean, draws, turned_by)
 
     def draw_cameras(self, frames: np.ndarray, intrinsics: Intrinsics, samples: int = 8, steps: int = DRAW_STEPS,
-                     seed: int = 0, reference: int = 0) -> np.ndarray:
+                     seed: int = 0, reference: int = 0, turned_by: np.ndarray | None = None) -> np.ndarray:
         """Draw cameras of one window from the posterior: how far they lie apart says how sure the model is.
 
         Args:
             frames, intrinsics, reference: as in `estimate_trajectory`.
             samples: draws, at least 2; steps: of the sampler, at least 2 (one step gives the mean, without spread).
+            turned_by: (T, 3, 3), what the last pass of the window's estimate was turned back by
+                (`TrajectoryEstimate.turned_by`), so that these are draws of that pass; None: of a first pass.
 
         Returns:
             (samples, T, 4, 4), camera to reference, model units. `calibration.py` makes a covariance of them.
@@ -161,11 +172,10 @@ class Pipeline:
         if samples < 2 or steps < 2:
             raise ValueError(f"draws need samples >= 2 and steps >= 2, got {samples} and {steps}")
         fitted, camera = fit_frames(np.asarray(frames), intrinsics, self.config.width, self.config.height)
-        rays = self.model.array(self._raxels(np.eye(4)[None], camera))
-        decoded = self.estimate_batch(self._to_array(fitted)[None], rays, reference, steps,
-                                      self.model.generator(seed), samples=samples)
-        T = fit_cameras(to_numpy(decoded).astype(np.float64), camera)                             # (samples, T, 4, 4)
-        return invert(T[:, reference, None]) @ T
+        turned_by = np.tile(np.eye(3), (len(frames), 1, 1)) if turned_by is None else turned_by
+        seen = turn_back(fitted, turned_by, camera)
+        T = fit_cameras(self._decoded(seen, camera, reference, steps, seed, samples), camera)    # (samples, T, 4, 4)
+        return turn_on(invert(T[:, reference, None]) @ T, turned_by)
 
     # -- views ----------------------------------------------------------------------------------------------------
 
@@ -354,6 +364,14 @@ class Pipeline:
         return predict_memory(self.config, images=min(sources, _SOURCES_OF_A_VIEW) + 1)
 
     # -- helpers --------------------------------------------------------------------------------------------------
+
+    def _decoded(self, frames: np.ndarray, camera: Intrinsics | None, reference: int, steps: int, seed: int,
+                 samples: int, solver: str = "euler", shift: float = 1.0) -> np.ndarray:
+        """Decoded raxels (samples, T, h, w, 3) float64 of a window (T, H, W, 3) uint8 at the model's size."""
+        rays = None if camera is None else self.model.array(self._raxels(np.eye(4)[None], camera))
+        decoded = self.estimate_batch(self._to_array(frames)[None], rays, reference, steps, self.model.generator(seed),
+                                      samples=samples, solver=solver, shift=shift)
+        return to_numpy(decoded).astype(np.float64)
 
     def _velocity(self, batch: int, reference: int | Sequence[int], layout: Layout | tuple[int, ...],
                   source_z: Array | None = None, z: Array | None = None, guidance: float = 1.0,

@@ -25,6 +25,8 @@ class TrajectoryEstimate:
             with each other on a wrong camera show only in the draws.
         raxels: (T, H/2, W/2, 3) float32, decoded; the mean over the draws.
         draws: (k, T, 4, 4), the cameras of each posterior draw; None if there was one.
+        turned_by: (T, 3, 3), the rotations, camera to reference, that the frames were turned back by for the last pass;
+            the identity if there was one.
     """
 
     T_reference_camera: np.ndarray
@@ -33,6 +35,7 @@ class TrajectoryEstimate:
     covariance: np.ndarray
     raxels: np.ndarray
     draws: np.ndarray | None = None
+    turned_by: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

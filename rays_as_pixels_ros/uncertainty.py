@@ -112,7 +112,10 @@ class WindowCovariance:
     def _draw(self, pipeline: Any, frames: np.ndarray, intrinsics: Intrinsics, estimate: TrajectoryEstimate) -> tuple:
         """Covariances (T, 6, 6) of the draws of the cameras and of the motions to them."""
         T = estimate.T_reference_camera
-        draws = pipeline.draw_cameras(frames, intrinsics, samples=self._samples, seed=self._seed + self._windows)
+        seed = self._seed + self._windows
+        draws = pipeline.draw_cameras(
+            frames, intrinsics, samples=self._samples, seed=seed, turned_by=estimate.turned_by
+        )
         steps = np.stack([np.zeros((6, 6))] + [step_covariance(draws, index) for index in range(1, len(T))])
         return draws_covariance(draws, T, estimate.covariance), steps
 

@@ -73,9 +73,10 @@ class PixelPipeline:
             residual=np.full(len(frames), 1.0 if numbers[0] == self._lost else 0.0),
             covariance=np.tile(np.eye(6) * 1e-4, (len(frames), 1, 1)),
             raxels=np.zeros((len(frames), 32, 48, 3)),
+            turned_by=None,
         )
 
-    def draw_cameras(self, frames, intrinsics, samples=8, steps=2, seed=0, reference=0):
+    def draw_cameras(self, frames, intrinsics, samples=8, steps=2, seed=0, reference=0, turned_by=None):
         """Draws about the estimate: 1 cm of the unit and 0.01 radians either way along each axis, in turn.
 
         As many times as far where frames of the path are missing in the window. The frames are printed.

@@ -171,7 +171,7 @@ def test_spread_of_older_samples_goes_with_the_motion_of_the_newest_window():
     first, _ = source.of(pipe, frames, CAMERA, estimate)
     T = estimate.T_reference_camera.copy()
     T[:, :3, 3] *= 3.0
-    faster, _ = source.of(pipe, frames, CAMERA, SimpleNamespace(T_reference_camera=T))
+    faster, _ = source.of(pipe, frames, CAMERA, SimpleNamespace(T_reference_camera=T, turned_by=None))
     more = motion_size(T) ** 2 - motion_size(estimate.T_reference_camera) ** 2
     np.testing.assert_allclose((faster - first)[:, 0, 0], 0.2**2 * more, atol=1e-12)
     assert more[-1] > 0.1

@@ -48,6 +48,8 @@ class TrainConfig:
         mixed_images: images of such a sequence, sources and targets together.
         known_intrinsics: share of pose steps in which the reference frame's rays (its intrinsics) are given.
         pose_at_start: share of pose steps whose rays are all but pure noise, where one-step sampling starts.
+        turned: share of the windows of pose steps whose frames are turned back by a guess of their rotation, as a
+            second pass meets them (only of models with `ModelConfig.pose_passes` above 1; not of latents).
         view_frames: images in a view step, sources and targets; where views are differences the most, one the target.
         max_stride: largest stride of a video window within its clip.
         precision: of the matrix products; auto takes bfloat16 where it is faster, as measured when the run begins.
@@ -81,6 +83,7 @@ class TrainConfig:
     mixed_images: int = 3
     known_intrinsics: float = 0.8
     pose_at_start: float = 0.75
+    turned: float = 0.5
     view_frames: int = 3
     max_stride: int = 3
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -115,7 +118,7 @@ class TrainConfig:
             raise ValueError(f"mixed_images must be at least 2 (a source and a target), got {self.mixed_images}")
         if self.ramp < 0:
             raise ValueError(f"ramp must be at least 0 clips, got {self.ramp}")
-        for name in ("mixed", "known_intrinsics", "pose_at_start", "difficulty"):
+        for name in ("mixed", "known_intrinsics", "pose_at_start", "turned", "difficulty"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
         for name in ("weight_decay", "cosine_weight", "motion_weight"):

@@ -91,7 +91,9 @@ def window_errors(pipe: Pipeline, clips: Sequence[Clip], samples: int) -> Window
                 found = pipe.estimate_trajectory(clip.frames[ids], clip.intrinsics)
                 T, T_true = found.T_reference_camera, in_first_camera(clip.T_world_camera[ids], clip.scene_scale[start])
                 if spread is None:
-                    draws = pipe.draw_cameras(clip.frames[ids], clip.intrinsics, samples, seed=number)
+                    draws = pipe.draw_cameras(
+                        clip.frames[ids], clip.intrinsics, samples, seed=number, turned_by=found.turned_by
+                    )
                     spread = draws_covariance(draws, T, found.covariance)
                 rows.append((pose_error(T, T_true)[1:], spread[1:], T[1:], np.median(found.residual)))
     shape = (len(clips), len(STRIDES), 2)

@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rays_as_pixels_model.geometry import GeometryError, invert
+from rays_as_pixels_model.geometry import GeometryError, Intrinsics, invert
 from rays_as_pixels_model.pipeline import Pipeline
 from rays_as_pixels_model.raxels import make_raxels_batch, read_cameras
+from rays_as_pixels_model.turning import turn_back, turn_on
 
 from . import baselines_colmap, baselines_opencv
 from .baselines import constant_velocity_path, identity_path
@@ -59,7 +60,7 @@ def find_cameras(
     """Run every method.
 
     `rays_as_pixels` is what the product does by default, with known intrinsics; beside it the model at each number of
-    steps, and with unknown focal length.
+    steps, with one pass where it takes more by default, and with unknown focal length.
 
     Args:
         colmap_windows: COLMAP gets at most this many windows, evenly spread (None: all).
@@ -79,6 +80,9 @@ def find_cameras(
             found[count] = Found(*estimate_paths(pipe, video, cameras, count, seed), every)
         out["rays_as_pixels"] = found[usual]
         out.update({f"rays_as_pixels_{count}_steps": found[count] for count in sorted(set(steps))})
+        if pipe.config.pose_passes > 1:
+            progress("rays_as_pixels, one pass")
+            out["rays_as_pixels_1_pass"] = Found(*estimate_paths(pipe, video, cameras, usual, seed, passes=1), every)
         unknown = estimate_paths(pipe, video, cameras, usual, seed, known=False)
         out["rays_as_pixels_unknown_focal"] = Found(*unknown, every)
     if "identity" in methods:
@@ -115,33 +119,66 @@ def _each(windows, rows: np.ndarray, frames: int, method: Callable[[EvalWindow],
 
 
 def estimate_paths(
-    pipe: Pipeline, video: Tensor, cameras: Sequence, steps: int, seed: int = 0, known: bool = True
+    pipe: Pipeline,
+    video: Tensor,
+    cameras: Sequence,
+    steps: int,
+    seed: int = 0,
+    known: bool = True,
+    passes: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Estimate windows in batches, the first frame being the reference.
 
     Args:
         video: (N, T, H, W, 3) float32 in [-1, 1] at the model's size; cameras: N intrinsics of that size.
         known: whether the model is told the intrinsics.
+        passes: as in `Pipeline.estimate_trajectory`.
 
     Returns:
         (N, T, 4, 4), camera to first, and (N,) bool: the raxels were no camera's, the identity stands for it.
     """
-    generator, found, failed = torch.Generator().manual_seed(seed), [], []
-    still = identity_path(1, video.shape[1])[0]
-    size = (pipe.config.width, pipe.config.height)
+    out, lost = [], []
+    generators = [torch.Generator().manual_seed(seed) for _ in range(passes or pipe.config.pose_passes)]
     for start in range(0, len(video), BATCH):
         part = slice(start, start + BATCH)
-        first = torch.eye(4, dtype=torch.float32).expand(len(video[part]), 1, 4, 4)
-        rays = window_raxels(pipe, first, cameras[part])[:, 0] if known else None
-        decoded = pipe.estimate_batch(video[part].to(pipe.device), rays, 0, steps, generator).double().cpu().numpy()
-        for images, camera in zip(decoded, cameras[part], strict=True):
-            try:
-                T = read_cameras(images, camera if known else None, image_size=size).T_reference_camera
-            except GeometryError:  # no camera made these: the estimate failed
-                T = None
-            failed.append(T is None)
-            found.append(still if T is None else invert(T[0]) @ T)
-    return np.stack(found), np.array(failed)
+        given, T = cameras[part] if known else None, identity_path(len(video[part]), video.shape[1])
+        found = given  # what the frames are turned back with; in the first pass they are not
+        for generator in generators:
+            turned_by = T[..., :3, :3]
+            seen = turn_back_each(video[part], turned_by, found)
+            T, found, failed = _estimate_once(pipe, seen, given, steps, generator)
+            T = turn_on(T, turned_by)
+        out.append(T)
+        lost.append(failed)
+    return np.concatenate(out), np.concatenate(lost)
+
+
+def turn_back_each(video: Tensor, rotation: np.ndarray, cameras: Sequence[Intrinsics] | None) -> Tensor:
+    """`turning.turn_back` of windows (n, T, H, W, 3) by (n, T, 3, 3); with no cameras none may be turned."""
+    if cameras is None:
+        return video
+    windows = zip(video.numpy(), rotation, cameras, strict=True)
+    return torch.from_numpy(np.stack([turn_back(*window) for window in windows]))
+
+
+def _estimate_once(
+    pipe: Pipeline, video: Tensor, cameras: Sequence[Intrinsics] | None, steps: int, generator: torch.Generator
+) -> tuple[np.ndarray, list[Intrinsics], np.ndarray]:
+    """One pass over windows: T (n, T, 4, 4), camera to first; their cameras, given or found; (n,) bool, those lost."""
+    still, size = identity_path(1, video.shape[1])[0], (pipe.config.width, pipe.config.height)
+    first = torch.eye(4, dtype=torch.float32).expand(len(video), 1, 4, 4)
+    rays = None if cameras is None else window_raxels(pipe, first, cameras)[:, 0]
+    decoded = pipe.estimate_batch(video.to(pipe.device), rays, 0, steps, generator).double().cpu().numpy()
+    T, found, failed = [], [], []
+    for row, images in enumerate(decoded):
+        try:
+            reading = read_cameras(images, None if cameras is None else cameras[row], image_size=size)
+        except GeometryError:  # no camera made these: the estimate failed
+            reading = None
+        failed.append(reading is None)
+        T.append(still if reading is None else invert(reading.T_reference_camera[0]) @ reading.T_reference_camera)
+        found.append(Intrinsics.from_fov(60.0, *size) if reading is None else reading.intrinsics)
+    return np.stack(T), found, np.array(failed)
 
 
 def window_raxels(pipe: Pipeline, T: Tensor, cameras: Sequence) -> Tensor:

@@ -25,6 +25,7 @@ from rays_as_pixels_model.view_sources import reference_latents
 
 from .config import TrainConfig
 from .data.mixed import cut_mixed
+from .data.turned import turn_windows
 from .data.views import cut_views
 from .data.windows import WindowBatch, cut_windows
 
@@ -99,6 +100,8 @@ def _draw_part(task: str, clips, slots: np.ndarray, rng: np.random.Generator, co
     windows = cut_windows(
         clips, slots, rng, model_config.frames, max_stride=config.max_stride, references=None if task == "pose" else 1
     )
+    if task == "pose" and model_config.pose_passes > 1 and not hasattr(windows, "encoded"):
+        windows = turn_windows(windows, rng, config.turned)
     frames, latents = model_config.frames, len(layout.groups)
     t_r = draw_times(b, generator, config.pose_at_start if task == "pose" else 0.5)[:, None].repeat(1, frames)
     if task == "pose":
