@@ -89,6 +89,15 @@ def add_model_arguments(parser: argparse.ArgumentParser, steps: int) -> None:
     parser.add_argument("--seed", type=integer(0), default=0, help="of the sampler's noise")
 
 
+def add_passes(parser: argparse.ArgumentParser) -> None:
+    """Add the argument that says how often a window is estimated."""
+    parser.add_argument(
+        "--passes", type=integer(0), default=0,
+        help="times a window is estimated, each from frames turned back by the rotations found before; 0: as the "
+             "checkpoint was trained for",
+    )  # fmt: skip
+
+
 def add_camera_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that state the camera of the given images."""
     group = parser.add_mutually_exclusive_group()

@@ -10,7 +10,15 @@ import json
 from itertools import islice
 from pathlib import Path
 
-from .arguments import add_camera_arguments, add_model_arguments, command_parser, given_intrinsics, integer, number
+from .arguments import (
+    add_camera_arguments,
+    add_model_arguments,
+    add_passes,
+    command_parser,
+    given_intrinsics,
+    integer,
+    number,
+)
 
 
 def build_parser():
@@ -31,6 +39,7 @@ def build_parser():
     parser.add_argument("--max-residual", type=number(0, float("inf"), inclusive=True), default=0.0,
                         help="a window above it is lost; 0: as measured with the checkpoint; 10: never")  # fmt: skip
     add_model_arguments(parser, steps=1)
+    add_passes(parser)
     return parser
 
 
@@ -94,7 +103,8 @@ def _estimate(pipeline, video, given, hop: int, args):
     from .progress import progress
 
     tracker = OfflineTracker(
-        pipeline, hop, steps=args.steps, draws=args.samples, seed=args.seed, max_residual=args.max_residual
+        pipeline, hop, steps=args.steps, passes=args.passes, draws=args.samples, seed=args.seed,
+        max_residual=args.max_residual,
     )
     tally, length = tracker.tally, tracker.length
     total = None if video.frame_count is None else -(-video.frame_count // args.stride)
@@ -113,6 +123,7 @@ def _estimate(pipeline, video, given, hop: int, args):
         "lost_reason": tally.reason,
         "breaks": tally.breaks,
         "steps": args.steps,
+        "passes": args.passes or pipeline.config.pose_passes,
         "samples": args.samples,
         "seed": args.seed,
         "intrinsics": source,

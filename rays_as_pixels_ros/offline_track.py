@@ -71,8 +71,9 @@ class OfflineTracker:
     """Run a pipeline over the windows of a recording."""
 
     def __init__(
-        self, pipeline, hop: int, *, steps: int = 1, draws: int = 1, samples: int = 0, sample_every: int = 1,
-        seed: int = 0, max_residual: float = 0.0, carry_scale: bool = True, max_scale_step: float = 2.0,
+        self, pipeline, hop: int, *, steps: int = 1, passes: int = 0, draws: int = 1, samples: int = 0,
+        sample_every: int = 1, seed: int = 0, max_residual: float = 0.0, carry_scale: bool = True,
+        max_scale_step: float = 2.0,
     ):  # fmt: skip
         """
         Args: the node's parameters of these names; hop is window_hop.
@@ -87,7 +88,7 @@ class OfflineTracker:
             raise ValueError(f"the hop is {hop}; windows have {self.length} frames and must overlap: at most "
                              f"{self.length - 1}")  # fmt: skip
         self.tally = Tally()
-        self._sampler = {"steps": steps, "samples": draws, "seed": seed, "reference": 0}
+        self._sampler = {"steps": steps, "passes": passes or None, "samples": draws, "seed": seed, "reference": 0}
         self._max_residual = max_residual or pipeline.calibration.max_residual
         self._with_covariances = samples > 0
         stitcher = Stitcher(carry_scale, max_scale_step=max_scale_step, memory=sys.maxsize)

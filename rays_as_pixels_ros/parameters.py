@@ -74,7 +74,15 @@ TRAJECTORY = (
     Parameter("window_hop", 2, "New frames in each window; the rest overlaps with the window before.", 1, 64),
     Parameter("window_stride", 1, "Use every n-th image.", 1, 100),
     Parameter("queue_size", 10, "Images that may wait for the model; then the oldest are dropped.", 2, 1000),
-    Parameter("steps", 1, "Denoising steps for the camera poses of a window.", 1, 200),
+    Parameter("steps", 1, "Denoising steps for the camera poses of a window, in each pass.", 1, 200),
+    Parameter(
+        "passes",
+        0,
+        "Times a window is estimated, each from frames turned back by the rotations found before; 0: as the checkpoint "
+        "was trained for.",
+        0,
+        10,
+    ),
     Parameter("samples", 8, "Samples of the posterior that the covariance comes from.", 2, 64),
     Parameter("sample_every", 4, "Windows from one set of samples to the next; 1: each has its own.", 1, 1000),
     Parameter(

@@ -203,7 +203,7 @@ class TrajectoryNode(CameraNode):
             self._health.lose(nothing)
             return
         estimate = self._pipeline.estimate_trajectory(
-            frames, intrinsics, steps=self._p.steps, seed=self._p.seed, reference=0
+            frames, intrinsics, steps=self._p.steps, seed=self._p.seed, reference=0, passes=self._p.passes or None
         )
         trusted = mistrusted(estimate.residual, self._health.max_residual) is None
         seen = self._pipeline, frames, intrinsics, estimate

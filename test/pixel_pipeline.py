@@ -47,7 +47,7 @@ class PixelPipeline:
     def __init__(self, frames=5, seconds=0.0, lost=None):
         self._seconds = seconds  # that a window takes
         self._lost = lost  # first frame of the one window that no camera explains
-        self.config = SimpleNamespace(frames=frames, height=64, width=96)
+        self.config = SimpleNamespace(frames=frames, height=64, width=96, pose_passes=1)
         self.calibration = Calibration(
             translation=3.0, rotation=2.0, max_residual=0.1, samples=8, windows=1, translation_motion=0.2,
             rotation_motion=0.1, correlation_frames=5.0,
@@ -59,7 +59,7 @@ class PixelPipeline:
         made = self.config.frames - 1 if video else 1
         return 2**20 * (self.config.frames if sources is None else sources + made)
 
-    def estimate_trajectory(self, frames, intrinsics, steps=2, samples=1, seed=0, reference=0):
+    def estimate_trajectory(self, frames, intrinsics, steps=2, samples=1, seed=0, reference=0, passes=None):
         if len(frames) != self.config.frames:
             raise ValueError(f"{len(frames)} frames; this model takes {self.config.frames}")
         time.sleep(self._seconds)

@@ -4,6 +4,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,12 @@ from make_golden import golden_outputs
 
 from rays_as_pixels_model.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from rays_as_pixels_model.config import preset
-from rays_as_pixels_model.geometry import GeometryError, Intrinsics, fit_frames
+from rays_as_pixels_model.geometry import GeometryError, Intrinsics, fit_frames, rotation_angle_deg
 from rays_as_pixels_model.joint import RaysAsPixels
 from rays_as_pixels_model.pipeline import Cancelled, Pipeline
 from rays_as_pixels_model.raxels import make_raxels, read_cameras
 from rays_as_pixels_model.sampler import Schedule, sample
+from rays_as_pixels_model.turning import turn_back, turn_on
 
 CAMERA = Intrinsics.from_fov(65, 160, 120)
 
@@ -40,6 +42,37 @@ def test_a_trajectory_starts_at_its_reference(pipe, frames, reference, camera):
     assert estimate.T_reference_camera.shape == (5, 4, 4) and estimate.raxels.shape == (5, 32, 48, 3)
     assert np.all(np.linalg.eigvalsh(estimate.covariance) > 0)
     assert (estimate.intrinsics.width, estimate.intrinsics.height) == (96, 64)
+
+
+@pytest.mark.parametrize("reference", [0, 3])
+def test_a_second_pass_estimates_frames_turned_back_by_the_first(pipe, frames, reference):
+    options = {"seed": 2, "reference": reference}
+    first = pipe.estimate_trajectory(frames, CAMERA, passes=1, **options)
+    fitted, camera = fit_frames(frames, CAMERA, 96, 64)
+    rotation = first.T_reference_camera[:, :3, :3]
+    second = pipe.estimate_trajectory(turn_back(fitted, rotation, camera), camera, passes=1, **options)
+    both = pipe.estimate_trajectory(frames, CAMERA, passes=2, samples=2, **options)
+    np.testing.assert_allclose(both.turned_by, rotation, atol=1e-9)
+    expected = turn_on(second.T_reference_camera, rotation)
+    assert np.abs(expected - first.T_reference_camera).max() > 1e-3
+    alone = pipe.estimate_trajectory(frames, CAMERA, passes=2, **options)
+    np.testing.assert_allclose(alone.T_reference_camera, expected, atol=1e-6)
+    # the raxels are those of the frames' own cameras, and draws lie about the estimate
+    read = read_cameras(alone.raxels, camera).T_reference_camera
+    np.testing.assert_allclose(np.linalg.inv(read[reference]) @ read, expected, atol=0.01)
+    away = rotation_angle_deg(np.swapaxes(both.draws[..., :3, :3], -1, -2) @ expected[:, :3, :3])
+    assert away.max() < 3.0
+    drawn = pipe.draw_cameras(frames, CAMERA, samples=2, steps=2, turned_by=rotation, **options)
+    assert rotation_angle_deg(np.swapaxes(drawn[..., :3, :3], -1, -2) @ expected[:, :3, :3]).max() < 10.0
+
+
+def test_the_model_says_how_many_passes_are_taken(pipe, frames):
+    twice = Pipeline(pipe.model)
+    twice.config = replace(pipe.config, pose_passes=2)
+    found = [twice.estimate_trajectory(frames, CAMERA, passes=n) for n in (None, 2, 1)]
+    np.testing.assert_array_equal(found[0].T_reference_camera, found[1].T_reference_camera)
+    assert np.abs(found[1].turned_by - np.eye(3)).max() > 0
+    np.testing.assert_array_equal(found[2].turned_by, np.tile(np.eye(3), (5, 1, 1)))
 
 
 def test_the_same_seed_gives_the_same_cameras_and_another_seed_others(pipe, frames):
