@@ -53,7 +53,7 @@ def _call(pipe: Pipeline, axis: str, value: int) -> tuple[Callable, int]:
         T = np.tile(np.eye(4), (value, 1, 1))
         return lambda: pipe.render_views(frames[:1], T[:1], camera, T, steps=1), value
     number = {"frames": config.frames, "pixels": config.height * config.width, "steps": value}[axis]
-    return lambda: pipe.estimate_trajectory(frames, camera, steps), number
+    return lambda: pipe.estimate_trajectory(frames, camera, steps, passes=1), number
 
 
 def plot_growth(growth: dict, path: str | Path) -> None:

@@ -23,7 +23,7 @@ from rays_as_pixels_training.metrics import last_against_first, pose_errors
 LEAST_MOTION = 0.005  # model units; the hand-held clips move less than the rendered cameras (docs/real_clips.md)
 
 
-def compare(pipe, count: int, steps: int, clock: Callable[[], float], clips: Sequence[str] = ()) -> dict:
+def compare(pipe, count: int, steps: int, passes: int, clock: Callable[[], float], clips: Sequence[str] = ()) -> dict:
     """Measure on `count` held-out windows, and on as many of each posed clip; {method: ..., views: ..., clips: {...}}.
 
     Raises:
@@ -31,26 +31,30 @@ def compare(pipe, count: int, steps: int, clock: Callable[[], float], clips: Seq
     """
     config = pipe.config
     size = config.width, config.height
-    report = compare_windows(pipe, held_out_windows(count, config.frames, size), steps, clock)
+    report = compare_windows(pipe, held_out_windows(count, config.frames, size), steps, passes, clock)
     videos = [video for path in clips for video in open_dataset(path)]
     if videos:
         report["clips"] = {
-            video.name: compare_windows(pipe, video_windows([video], count, config.frames, size), steps, clock)
+            video.name: compare_windows(pipe, video_windows([video], count, config.frames, size), steps, passes, clock)
             for video in videos
         }
     return report
 
 
-def compare_windows(pipe, windows: list[EvalWindow], steps: int, clock: Callable[[], float]) -> dict:
+def compare_windows(pipe, windows: list[EvalWindow], steps: int, passes: int, clock: Callable[[], float]) -> dict:
     """Measure; {method: seconds_per_window, time_over_ours, errors}, and views beside copying and turning the source.
 
     Errors of windows that a method could not solve are those of standing still.
     """
     config = pipe.config
     truth = np.stack([w.T_first_camera() for w in windows])
+
+    def ours(w: EvalWindow, passes: int) -> np.ndarray:
+        return pipe.estimate_trajectory(w.full(), w.full_intrinsics, steps, passes=passes).T_reference_camera
+
     methods = {
-        "rays_as_pixels": lambda w: pipe.estimate_trajectory(w.full(), w.full_intrinsics, steps).T_reference_camera,
-        "rays_as_pixels_1_step": lambda w: pipe.estimate_trajectory(w.full(), w.full_intrinsics, 1).T_reference_camera,
+        "rays_as_pixels": lambda w: ours(w, passes),
+        "rays_as_pixels_1_pass": lambda w: ours(w, 1),
         "opencv_vo": lambda w: baselines_opencv.window_trajectory(w.full(), w.full_intrinsics),
     }
     if find_spec("pycolmap"):
@@ -68,7 +72,7 @@ def compare_windows(pipe, windows: list[EvalWindow], steps: int, clock: Callable
                 found = None
             out[name]["seconds"].append(clock() - start)
             out[name]["found"].append(found)
-    ours = float(np.median(out["rays_as_pixels"]["seconds"]))
+    usual = float(np.median(out["rays_as_pixels"]["seconds"]))
     still = np.tile(np.eye(4), (config.frames, 1, 1))
     report = {}
     for name, result in out.items():
@@ -76,7 +80,7 @@ def compare_windows(pipe, windows: list[EvalWindow], steps: int, clock: Callable
         seconds = float(np.median(result["seconds"]))
         errors = pose_errors(last_against_first(T), last_against_first(truth), LEAST_MOTION)
         report[name] = {
-            "seconds_per_window": seconds, "time_over_ours": seconds / ours,
+            "seconds_per_window": seconds, "time_over_ours": seconds / usual,
             "failed": sum(x is None for x in result["found"]), "windows": len(windows),
             "rotation_error_deg": errors["rotation_error_deg_median"],
             "direction_error_deg": errors["translation_direction_error_deg_median"],

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from rays_as_pixels_ros.arguments import add_model_arguments, command_parser, integer
+from rays_as_pixels_ros.arguments import add_model_arguments, add_passes, command_parser, integer
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 HOP = 2  # new frames of a window, as the trajectory node has by default with windows of 5
@@ -31,7 +31,8 @@ def main(argv: list[str]) -> int:
     """Run the command."""
     parser = command_parser("bench", "Measure speed beside the hardware's: pose, views, engines, and what else one "
                             "would use. Ratios are of this run; figures per second are of this machine.")  # fmt: skip
-    add_model_arguments(parser, steps=2)
+    add_model_arguments(parser, steps=1)
+    add_passes(parser)
     parser.add_argument("--clock", choices=tuple(CLOCKS), default="wall", help="wall, or this process's processor time")
     parser.add_argument("--repeats", type=integer(1), default=10, help="turns of what is short; the best counts")
     parser.add_argument("--peers", type=integer(0), default=6, metavar="N",
@@ -49,13 +50,14 @@ def main(argv: list[str]) -> int:
     from rays_as_pixels_model.pipeline import Pipeline
 
     pipe = Pipeline.from_checkpoint(args.checkpoint, device=args.device)
+    passes = args.passes or pipe.config.pose_passes
     bench = Bench(pipe, CLOCKS[args.clock], args.repeats, args.checkpoint)
-    report = {"hardware": hardware(args.clock), "preset": pipe.config.preset, "steps": args.steps}
-    report.update(bench.run(args.steps))
+    report = {"hardware": hardware(args.clock), "preset": pipe.config.preset, "steps": args.steps, "passes": passes}
+    report.update(bench.run(args.steps, passes))
     if args.peers:
         from .peers import compare
 
-        report["peers"] = compare(pipe, args.peers, args.steps, CLOCKS[args.clock], args.clips)
+        report["peers"] = compare(pipe, args.peers, args.steps, passes, CLOCKS[args.clock], args.clips)
     if args.images:
         from .images import measure_images
 
@@ -133,7 +135,7 @@ class Bench:
         self.frames = rng.integers(0, 255, (pipe.config.frames, 480, 640, 3), dtype=np.uint8)
         self.camera = Intrinsics.from_fov(65, 640, 480)
 
-    def run(self, steps: int) -> dict:
+    def run(self, steps: int, passes: int) -> dict:
         """Measure; {pose, views}."""
         import numpy as np
 
@@ -143,12 +145,13 @@ class Bench:
         pipe, config = self.pipe, self.pipe.config
         fitted, camera = fit_frames(self.frames, self.camera, config.width, config.height)
         raxels = pipe.estimate_trajectory(fitted, camera, steps).raxels
+        sampler = {"steps": steps, "passes": passes}
         T, video = np.eye(4)[None], pipe.model.array(fitted[None].astype(np.float32) * np.float32(2 / 255) - 1)
         calls = {
             "gemm": _gemm,
-            "window": lambda: pipe.estimate_trajectory(self.frames, self.camera, steps),
-            "next window": lambda: self._next_window(fitted, camera, steps),
-            "step": lambda: pipe.estimate_trajectory(self.frames, self.camera, 1),
+            "window": lambda: pipe.estimate_trajectory(self.frames, self.camera, **sampler),
+            "next window": lambda: self._next_window(fitted, camera, sampler),
+            "step": lambda: pipe.estimate_trajectory(self.frames, self.camera, steps=1, passes=1),
             "resize": lambda: fit_frames(self.frames, self.camera, config.width, config.height),
             "encode": lambda: pipe.model.encode_frames(video, config.groups),
             "velocity": velocity_call(pipe.model),
@@ -158,20 +161,20 @@ class Bench:
         other = self._other_engine()
         if other is not None:
             calls["onnx velocity"] = velocity_call(other.model)
-            calls["onnx window"] = lambda: other.estimate_trajectory(self.frames, self.camera, steps)
+            calls["onnx window"] = lambda: other.estimate_trajectory(self.frames, self.camera, **sampler)
         best = in_turns(calls, self.clock, self.repeats)
         peak, flops = _GEMM_FLOPS / best["gemm"], window_flops(config)
         pose = {
             "frames_per_s": HOP / best["window"],
             "window_s": best["window"],
-            "one_step_window_s": best["step"],
+            "one_step_one_pass_window_s": best["step"],
             "new_frame_over_window": best["next window"] / HOP / best["window"],
             "share_of_gemm_peak": flops / best["velocity"] / peak,
             "share_of_window": {
                 "resize": best["resize"] / best["window"],
-                "encode": best["encode"] / best["window"],
-                "velocity": steps * best["velocity"] / best["window"],
-                "read_cameras": best["read"] / best["window"],
+                "encode": passes * best["encode"] / best["window"],
+                "velocity": passes * steps * best["velocity"] / best["window"],
+                "read_cameras": passes * best["read"] / best["window"],
             },
             "start_to_first_pose": first_pose(self._folder),
         }
@@ -185,13 +188,13 @@ class Bench:
             pose["onnxruntime_over_torch_window"] = best["window"] / best["onnx window"]
         return {"gemm_peak_gflops": peak / 1e9, "pose": pose, "views": {"seconds_per_view": best["view"]}}
 
-    def _next_window(self, fitted, camera, steps: int) -> None:
+    def _next_window(self, fitted, camera, sampler: dict[str, int]) -> None:
         """What a stream does for HOP new frames: the others of the window are at the model's size already."""
         from rays_as_pixels_model.geometry import fit_frames
 
         config = self.pipe.config
         fit_frames(self.frames[-HOP:], self.camera, config.width, config.height)
-        self.pipe.estimate_trajectory(fitted, camera, steps)
+        self.pipe.estimate_trajectory(fitted, camera, **sampler)
 
     def _other_engine(self):
         """The same model on ONNX Runtime, where that is installed and the given model is torch's."""
@@ -220,7 +223,7 @@ from rays_as_pixels_model.geometry import Intrinsics
 from rays_as_pixels_model.pipeline import Pipeline
 pipe = Pipeline.from_checkpoint(sys.argv[1] or None)
 frames = np.random.default_rng(0).integers(0, 255, (pipe.config.frames, 480, 640, 3), dtype=np.uint8)
-pipe.estimate_trajectory(frames, Intrinsics.from_fov(65, 640, 480), steps=2)
+pipe.estimate_trajectory(frames, Intrinsics.from_fov(65, 640, 480))
 """
 
 
