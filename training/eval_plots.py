@@ -18,6 +18,7 @@ from .trajectory_metrics import aligned_to
 
 _COLOURS = {
     "rays_as_pixels": "tab:blue",
+    "rays_as_pixels_1_pass": "tab:purple",
     "rays_as_pixels_unknown_focal": "tab:cyan",
     "identity": "0.5",
     "constant_velocity": "tab:orange",
