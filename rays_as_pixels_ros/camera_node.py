@@ -1,25 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What both model nodes share: parameters, the model, the camera subscriptions, diagnostics and how they are run."""
+"""What both model nodes share: parameters, the model, the camera subscriptions and diagnostics."""
 
 from __future__ import annotations
 
-import signal
-import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import rclpy
 from diagnostic_updater import Updater
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
 from rclpy.clock import Clock, ClockType
 from rclpy.event_handler import SubscriptionEventCallbacks, UnsupportedEventTypeError
-from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, State, TransitionCallbackReturn
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
-from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from rays_as_pixels_model.geometry import Intrinsics
@@ -27,6 +22,7 @@ from rays_as_pixels_model.geometry import Intrinsics
 from . import connections, conversions, parameters
 from .connections import End
 from .health import LOST, MISSING, OK, WARN, Health
+from .node_process import reason
 from .window import StampMatcher
 
 RELIABLE = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE)
@@ -315,95 +311,3 @@ class CameraNode(LifecycleNode):
 
 def _end(endpoint) -> End:
     return End(connections.type_name(endpoint.msg_type), endpoint.qos_profile)
-
-
-def reason(error: Exception) -> str:
-    """Say in one line what went wrong; an error that is not about what the user gave is named."""
-    line = " ".join(str(error).split())
-    return line if line and isinstance(error, ValueError) else f"{type(error).__name__}: {line}".rstrip(": ")
-
-
-def autostart(node: CameraNode) -> bool:
-    """Walk a node to active if its parameter says so; says whether it is where it should be."""
-    if not node.get_parameter("autostart").value:
-        return True
-    return (
-        node.trigger_configure() == TransitionCallbackReturn.SUCCESS
-        and node.trigger_activate() == TransitionCallbackReturn.SUCCESS
-    )
-
-
-def run_nodes(make_nodes: Callable[[], list[CameraNode]], args: list[str] | None, threads: int = 8) -> int:
-    """Run nodes in one process until SIGINT or SIGTERM. An end before that says why on stderr.
-
-    Returns:
-        the exit code: 0; 1 where a node could not be made active, or ROS was shut down under them; 128 and the number
-        of a signal that came before they were active.
-    """
-    # rclpy's own handlers close the context at once: a goal in work could neither be answered nor end.
-    try:
-        rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
-    except Exception as error:  # arguments, domain, network
-        return _say(f"ROS cannot be started: {reason(error)}", 1)
-    running, stopping = threading.Event(), threading.Event()
-
-    def on_signal(number, frame):
-        first = not stopping.is_set()
-        stopping.set()
-        if first and not running.is_set():  # loading a large model takes minutes
-            raise _StoppedEarly(number)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, on_signal)
-    nodes: list[CameraNode] = []
-    executor = MultiThreadedExecutor(num_threads=threads)
-    try:
-        nodes = make_nodes()
-        for node in nodes:
-            executor.add_node(node)
-        for node in nodes:
-            if not autostart(node):
-                return _say(f"{node.get_name()} could not be made active", 1)
-        running.set()
-        while rclpy.ok() and not stopping.is_set():
-            executor.spin_once(timeout_sec=0.1)
-    except _StoppedEarly as stop:
-        return _say(f"{signal.Signals(stop.number).name} came before the nodes were active", 128 + stop.number)
-    except ExternalShutdownException:
-        pass
-    except RuntimeError as error:  # rclpy's RCLError is one
-        if running.is_set() and rclpy.ok():
-            raise  # out of a callback
-        if rclpy.ok():
-            return _say(f"ROS cannot be started: {reason(error)}", 1)
-    finally:
-        running.set()  # a signal from now on must not cut the end short
-        for node in nodes:
-            node.stop()
-        executor.shutdown()
-        for node in nodes:
-            node.destroy_node()
-        rclpy.try_shutdown()
-    return 0 if stopping.is_set() else _say("ROS was shut down", 1)
-
-
-class _StoppedEarly(BaseException):
-    """A signal before the nodes are active; no Exception, which a transition would take for its own."""
-
-    def __init__(self, number: int):
-        super().__init__(number)
-        self.number = number
-
-
-def _say(why: str, code: int) -> int:
-    print(f"the process ends with exit code {code}: {why}", file=sys.stderr, flush=True)
-    return code
-
-
-def main_of(make_nodes: Callable[[], list[CameraNode]]) -> Callable[[list[str] | None], int]:
-    """Make a main() from a function that makes the nodes."""
-
-    def main(args: list[str] | None = None) -> int:
-        return run_nodes(make_nodes, sys.argv[1:] if args is None else args)
-
-    return main

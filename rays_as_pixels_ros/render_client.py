@@ -201,15 +201,19 @@ def split_ros_args(args: list[str]) -> tuple[list[str], list[str]]:
 
 
 def main(args: list[str] | None = None) -> int:
-    """Ask for views and write them; returns 0, or 1 after one line that says why not."""
+    """Ask for views and write them; returns 0, or 1 (bad arguments: 2) after one line that says why not."""
     ours, ros = split_ros_args(sys.argv[1:] if args is None else args)
     options = make_parser().parse_args(ours)
     import rclpy
     from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
     from rclpy.signals import SignalHandlerOptions
 
+    from .node_process import reason, start_ros
+
     # A signal must not close the connection before the goal is cancelled.
-    rclpy.init(args=ros, signal_handler_options=SignalHandlerOptions.NO)
+    failed = start_ros(ros, signal_handler_options=SignalHandlerOptions.NO)
+    if failed:
+        return failed
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     node, executor = None, SingleThreadedExecutor()
@@ -225,6 +229,11 @@ def main(args: list[str] | None = None) -> int:
     except (KeyboardInterrupt, ExternalShutdownException):
         print("render_client: stopped", file=sys.stderr)
         return 130
+    except Exception as error:
+        if node is not None:
+            raise
+        print(f"render_client: {reason(error)}", file=sys.stderr)
+        return 1
     finally:
         executor.shutdown()
         if node is not None:

@@ -27,8 +27,9 @@ from rays_as_pixels_model.geometry import Intrinsics
 from rays_as_pixels_model.results import TrajectoryEstimate
 
 from . import conversions
-from .camera_node import BEST_EFFORT, LATCHED, RELIABLE, CameraFrame, CameraNode, main_of
+from .camera_node import BEST_EFFORT, LATCHED, RELIABLE, CameraFrame, CameraNode
 from .health import Health, blank, mistrusted
+from .node_process import main_of
 from .parameters import TRAJECTORY
 from .placing import Place, WindowPlacer
 from .scale import MetricScale, distance_between

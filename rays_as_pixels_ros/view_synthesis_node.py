@@ -29,10 +29,11 @@ from rays_as_pixels_model import memory
 from rays_as_pixels_model.geometry import Intrinsics, invert
 
 from . import conversions, goal_checks
-from .camera_node import RELIABLE, CameraFrame, CameraNode, main_of, reason
+from .camera_node import RELIABLE, CameraFrame, CameraNode
 from .goal_checks import RefusalError
 from .goal_plan import GoalPlanner, ImaginePlan
 from .goal_queue import GoalQueue
+from .node_process import main_of, reason
 from .parameters import VIEW_SYNTHESIS
 from .window import RecentFrames
 
