@@ -17,6 +17,7 @@ from rclpy.lifecycle import LifecycleNode, State, TransitionCallbackReturn
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
+from rays_as_pixels_model import memory
 from rays_as_pixels_model.geometry import Intrinsics
 
 from . import connections, conversions, parameters
@@ -60,6 +61,7 @@ class CameraNode(LifecycleNode):
     """
 
     TABLE: tuple[parameters.Parameter, ...] = ()
+    PATIENCE_S = 60.0  # that a step of the model has to end in when the node stops
 
     def __init__(self, name: str, load_pipeline: Callable[[str, str], Any] = load_default_pipeline, **kwargs):
         super().__init__(name, **kwargs)
@@ -70,6 +72,9 @@ class CameraNode(LifecycleNode):
         self._input_group = MutuallyExclusiveCallbackGroup()
         self._inputs: list = []
         self._inputs_lock = threading.Lock()  # none is destroyed while the watch looks at it
+        # Each activation has a flag of its own: what outlives its end must not come back to life with the next one.
+        self._stopping = threading.Event()
+        self._taking = threading.Lock()  # held while a message of the camera is taken
         self._told: set[bytes] = set()
         self._pipeline = None
         self._active, self._watch_timer = False, None
@@ -100,9 +105,14 @@ class CameraNode(LifecycleNode):
         return self._attempt("cleaned up", self._unload)
 
     def on_shutdown(self, state: State) -> TransitionCallbackReturn:
-        """Stop whatever runs."""
-        done = self._attempt("shut down", self._stop)
-        self._unload()
+        """Stop whatever runs, and free the model."""
+        return self._attempt("shut down", self._end)
+
+    def on_error(self, state: State) -> TransitionCallbackReturn:
+        """Stop and free what a failed transition left, so that the node can be configured again."""
+        done = self._attempt("made ready to be configured again", self._end)
+        if done == TransitionCallbackReturn.SUCCESS:
+            self.get_logger().warning("the model was freed after that error; the node can be configured again")
         return done
 
     def stop(self) -> None:
@@ -115,13 +125,12 @@ class CameraNode(LifecycleNode):
         """Do a transition's work, or say why not: rclpy takes what it raises for ERROR, without a word."""
         try:
             work()
+            return TransitionCallbackReturn.SUCCESS
         except Exception as error:
             self.get_logger().error(f"cannot be {what}: {reason(error)}")
-            if undo is None:
-                return TransitionCallbackReturn.ERROR
-            undo()
-            return TransitionCallbackReturn.FAILURE
-        return TransitionCallbackReturn.SUCCESS
+        # Only here is free what the error's traceback held (a model that was half loaded).
+        undone = undo is not None and self._attempt("brought back", undo) == TransitionCallbackReturn.SUCCESS
+        return TransitionCallbackReturn.FAILURE if undone else TransitionCallbackReturn.ERROR
 
     def _configure(self) -> None:
         self._p = parameters.read(self, self.TABLE, self._problems)
@@ -131,7 +140,16 @@ class CameraNode(LifecycleNode):
         self._configured()
 
     def _unload(self) -> None:
+        """Free the model; subclasses drop what they made with it."""
+        device = getattr(self._pipeline, "device", "cpu")
         self._pipeline = None
+        memory.release_memory(device)
+
+    def _end(self) -> None:
+        try:
+            self._stop()
+        finally:
+            self._unload()
 
     def _activate(self) -> None:
         reliability = ReliabilityPolicy.RELIABLE if self._p.image_qos == "reliable" else ReliabilityPolicy.BEST_EFFORT
@@ -141,6 +159,7 @@ class CameraNode(LifecycleNode):
         self._image_topic = topic
         self._rectified = conversions.is_rectified(self._p.rectified_images, self.resolve_topic_name(topic))
         self._told.clear()
+        self._stopping = threading.Event()
         self._health.start()
         for half in ((0, kind, topic), (1, CameraInfo, "camera_info")):
             self._inputs.append(self._subscribe(*half, qos))
@@ -156,11 +175,15 @@ class CameraNode(LifecycleNode):
 
     def _subscribe(self, side: int, kind: Any, topic: str, qos: QoSProfile) -> Any:
         """Listen to one half of the camera, and to its losses where the middleware tells them."""
+        stopping = self._stopping
+
+        def take(message):
+            with self._taking:
+                if not stopping.is_set():  # a callback may still run, or begin, while its subscription is destroyed
+                    self._on_half(side, message)
 
         def listen(**options):
-            return self.create_subscription(
-                kind, topic, lambda m: self._on_half(side, m), qos, callback_group=self._input_group, **options
-            )
+            return self.create_subscription(kind, topic, take, qos, callback_group=self._input_group, **options)
 
         lost = SubscriptionEventCallbacks(message_lost=lambda event: self._on_lost(side, event.total_count_change))
         try:
@@ -169,16 +192,21 @@ class CameraNode(LifecycleNode):
             return listen()
 
     def _stop(self) -> None:
+        """Undo `_activate`; where that fails in the middle, the next call does it again to the end."""
         if not self._inputs:
             return
         with self._inputs_lock:
-            inputs, self._inputs, self._active = self._inputs, [], False
-        for subscription in inputs:
+            self._active = False
+        with self._taking:
+            self._stopping.set()
+        for subscription in self._inputs:
             self.destroy_subscription(subscription)
-        if self._watch_timer is not None:
-            self.destroy_timer(self._watch_timer)
-            self._watch_timer = None
+        timer, self._watch_timer = self._watch_timer, None
+        if timer is not None:
+            self.destroy_timer(timer)
+        self._matcher.clear()
         self._deactivated()
+        self._inputs = []
 
     # Camera input
 
@@ -239,7 +267,7 @@ class CameraNode(LifecycleNode):
         """Start threads and offer services."""
 
     def _deactivated(self) -> None:
-        """Undo _activated."""
+        """Undo _activated, or the part of it that was done; must bear a second call."""
 
     def _on_frame(self, frame: CameraFrame) -> None:
         """Take a checked frame; runs in an executor thread and must return at once."""
