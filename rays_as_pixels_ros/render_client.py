@@ -25,6 +25,8 @@ from rays_as_pixels_model.media import MediaError
 
 from .paths import dolly, orbit, spline
 
+_LAST_S = 0.5  # to take what has come when nothing more is waited for
+
 
 class ClientError(RuntimeError):
     """The request cannot be made or was refused; one line."""
@@ -115,11 +117,14 @@ class _Client:
 
     def _wait(self, client, future, what: str):
         while not future.done():
-            if self._left() == 0.0:
+            late, gone = self._left() == 0.0, not client.server_is_ready()
+            # Also where it is late or gone: what came before that may be waiting to be taken.
+            seconds = _LAST_S if late or gone else min(1.0, self._left())
+            self._executor.spin_until_future_complete(future, timeout_sec=seconds)
+            if late and not future.done():
                 raise ClientError(f"{what} did not come within {self._options.timeout:g} s")
-            if not client.server_is_ready():
+            if gone and not future.done():
                 raise ClientError(f"{what} will not come: the action server at '{self._options.action}' is gone")
-            self._executor.spin_until_future_complete(future, timeout_sec=min(1.0, self._left()))
         return future.result()
 
     def _in_frame(self, poses: np.ndarray, relative: bool) -> tuple[str, np.ndarray]:
