@@ -117,7 +117,7 @@ class CameraNode(LifecycleNode):
 
     def stop(self) -> None:
         """Stop threads and entities before the node is destroyed."""
-        self._stop()
+        self._attempt("stopped", self._stop)
 
     def _attempt(
         self, what: str, work: Callable[[], None], undo: Callable[[], None] | None = None
@@ -224,7 +224,7 @@ class CameraNode(LifecycleNode):
         before = sum(self._matcher.unmatched)
         pair = self._matcher.push(side, conversions.stamp_ns(message.header.stamp), message)
         for half, without in enumerate(self._matcher.unmatched):
-            self._health.counts[MISSING[1 - half]] = without
+            self._health.total(MISSING[1 - half], without)
         if before < sum(self._matcher.unmatched) >= 10:
             images, infos = self._matcher.unmatched
             self.get_logger().warning(

@@ -162,7 +162,7 @@ class TrajectoryNode(CameraNode):
             dropped = self._windows.dropped
             self._windows.push(frame)  # still locked: a reset must not come in between
         if self._windows.dropped > dropped:
-            self._health.counts["dropped images"] = self._windows.dropped
+            self._health.total("dropped images", self._windows.dropped)
             self.get_logger().warning(
                 f"the model is slower than the camera: {self._windows.dropped} images dropped so far "
                 "(raise window_stride or window_hop, or lower the image rate)",

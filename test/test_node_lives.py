@@ -21,6 +21,7 @@ from rays_as_pixels_ros import conversions as c
 from rays_as_pixels_ros.trajectory_node import TrajectoryNode
 from rays_as_pixels_ros.view_synthesis_node import ViewSynthesisNode
 
+pytestmark = pytest.mark.slow
 SUCCESS, ERROR = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.ERROR
 BOTH = pytest.mark.parametrize("make", [TrajectoryNode, ViewSynthesisNode])
 
@@ -133,6 +134,14 @@ def test_an_image_that_is_still_being_taken_does_not_get_into_the_next_activatio
     assert held_images(node) == 0
     camera_of(node)(0)
     assert held_images(node) == 1
+
+
+def test_a_bag_that_loops_leaves_no_moment_without_a_source_frame(nodes, monkeypatch):
+    node, held = nodes(ViewSynthesisNode), []
+    monkeypatch.setattr(node._tf_buffer, "clear", lambda: held.append(held_images(node)))
+    for index in (5, 6, 0):
+        camera_of(node)(index)
+    assert held == [2] and [frame.stamp for frame in node._frames.all()] == [10**8]
 
 
 @pytest.mark.parametrize("anew", [False, True], ids=["activated", "configured"])
