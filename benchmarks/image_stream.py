@@ -29,7 +29,7 @@ _START_S = 300.0  # for a node to be active on a busy machine
 def run_node(kind: str, qos: str) -> int:
     """Be the node process: the trajectory node with a clock about its callbacks; prints what they took as JSON."""
     from rays_as_pixels_ros import conversions
-    from rays_as_pixels_ros.camera_node import run_nodes
+    from rays_as_pixels_ros.node_process import run_nodes
     from rays_as_pixels_ros.trajectory_node import TrajectoryNode
 
     class Timed(TrajectoryNode):

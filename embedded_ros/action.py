@@ -72,8 +72,9 @@ class ServerGoalHandle:
 
     def execute(self, execute_callback=None):
         """Run the execute callback as a task of the executor."""
-        if not self.is_cancel_requested:
-            self._move(EXECUTING, (ACCEPTED,))
+        with self._lock:  # a cancellation must not come in between
+            if not self.is_cancel_requested:
+                self._move(EXECUTING, (ACCEPTED,))
         self._server.notify_execute(self, execute_callback)
 
     def publish_feedback(self, feedback):

@@ -9,6 +9,18 @@ from .logging import get_logging_severity_from_string, set_default_level, set_lo
 from .names import Remaps
 
 
+class RCLError(RuntimeError):
+    """A call that rcl would refuse."""
+
+
+class RCLInvalidROSArgsError(RCLError):
+    """ROS arguments that cannot be read."""
+
+
+class UnknownROSArgsError(RuntimeError):
+    """ROS arguments that nobody knows."""
+
+
 class _Loader(yaml.SafeLoader):
     """YAML as rcl reads it: 1e-3 is a number."""
 
@@ -24,6 +36,13 @@ class RosArguments:
     def __init__(self, argv=()):
         self.layers = []  # (pattern of full node names, {name: value})
         self.rest = []
+        try:
+            self.remaps = Remaps(self._read(argv))
+        except (ValueError, OSError, yaml.YAMLError) as error:
+            raise RCLInvalidROSArgsError(f"Failed to parse ROS arguments: {error}") from error
+
+    def _read(self, argv):
+        """Take the arguments in; returns the remapping rules."""
         rules, ros = [], False
         arguments = iter(argv or ())
         for argument in arguments:
@@ -46,8 +65,8 @@ class RosArguments:
             elif re.fullmatch(r"--(enable|disable)-(rosout|stdout|external-lib)-logs", argument):
                 continue
             else:
-                raise ValueError(f"unknown ROS argument: {argument}")
-        self.remaps = Remaps(rules)
+                raise UnknownROSArgsError(f"Found unknown ROS arguments: {argument}")
+        return rules
 
     def _add_parameter(self, text):
         name, found, value = text.partition(":=")
@@ -89,6 +108,8 @@ def _node_entries(tree, prefix):
             raise ValueError(f"parameter file: '{prefix}/{key}' holds no ros__parameters")
         path = f"{prefix}/{str(key).strip('/')}"
         if "ros__parameters" in value:
+            if not isinstance(value["ros__parameters"] or {}, dict):
+                raise ValueError(f"parameter file: ros__parameters of '{path}' is no mapping of names to values")
             yield path, dict(_flatten(value["ros__parameters"] or {}, ""))
         nested = {name: item for name, item in value.items() if name != "ros__parameters"}
         if nested:

@@ -42,10 +42,6 @@ class ROSInterruptException(Exception):
     """A sleep was interrupted by shutdown."""
 
 
-class RCLError(RuntimeError):
-    """A call that rcl would refuse."""
-
-
 @lacks("destroy", "handle")
 class Context:
     """One life of ROS in this process: a participant, its graph, and the nodes on it."""

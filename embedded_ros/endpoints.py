@@ -6,7 +6,7 @@ import threading
 import time
 
 from . import wire
-from .context import RCLError
+from .arguments import RCLError
 from .messages import deserialize, serialize, user_data, warm
 from .qos import to_dds
 from .unsupported import lacks

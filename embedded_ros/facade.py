@@ -4,8 +4,7 @@
 import sys
 from enum import IntEnum
 
-from . import context as _context
-from .arguments import RosArguments
+from .arguments import RCLError, RosArguments
 from .context import get_default_context, install_signal_handlers, uninstall_signal_handlers
 from .executor import SingleThreadedExecutor
 from .messages import deserialize, serialize
@@ -50,7 +49,7 @@ def shutdown(*, context=None, uninstall_handlers=None):
     _drop_executor()
     context = context or get_default_context()
     if not context.ok():
-        raise _context.RCLError("failed to shutdown: rcl_shutdown already called on the given context")
+        raise RCLError("failed to shutdown: rcl_shutdown already called on the given context")
     _close(context, uninstall_handlers)
 
 

@@ -145,6 +145,7 @@ def _install_all():
     from . import (
         action,
         action_client,
+        arguments,
         context,
         cv_bridge,
         endpoints,
@@ -202,7 +203,8 @@ def _install_all():
         "lifecycle": _all_of(lifecycle),
         "topic_endpoint_info": _public(graph, "TopicEndpointInfo", "TopicEndpointTypeEnum"),
         "_rclpy_pybind11": {
-            "RCLError": context.RCLError, "NodeNameNonExistentError": graph.NodeNameNonExistentError,
+            **_public(arguments, "RCLError", "RCLInvalidROSArgsError", "UnknownROSArgsError"),
+            "NodeNameNonExistentError": graph.NodeNameNonExistentError,
         },
     }  # fmt: skip
     for name, contents in submodules.items():

@@ -3,7 +3,8 @@
 
 import re
 
-_TOKEN = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
+_TOKEN = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_SOURCE = re.compile(r"(?:([^:]*):(?!//))?(?:rostopic://|rosservice://)?(.*)", re.DOTALL)  # of a remapping rule
 
 
 class InvalidNameException(ValueError):
@@ -12,7 +13,7 @@ class InvalidNameException(ValueError):
 
 def check_node_name(name):
     """Raise InvalidNameException unless `name` can name a node."""
-    if not _TOKEN.match(name):
+    if not _TOKEN.fullmatch(name):
         raise InvalidNameException(f"Invalid node name: '{name}' (letters, digits and _ only, not starting with digit)")
     return name
 
@@ -20,7 +21,7 @@ def check_node_name(name):
 def check_namespace(namespace):
     """Return an absolute namespace, '/' for the root."""
     namespace = "/" + namespace.strip("/")
-    if namespace != "/" and not all(_TOKEN.match(part) for part in namespace[1:].split("/")):
+    if namespace != "/" and not all(_TOKEN.fullmatch(part) for part in namespace[1:].split("/")):
         raise InvalidNameException(f"Invalid namespace: '{namespace}'")
     return namespace
 
@@ -37,7 +38,7 @@ def expand(name, node_name, namespace):
     else:
         full = f"{prefix}/{name}"
     full = full.replace("{node}", node_name).replace("{ns}", namespace).replace("{namespace}", namespace)
-    if not all(_TOKEN.match(part) for part in full[1:].split("/")):
+    if not all(_TOKEN.fullmatch(part) for part in full[1:].split("/")):
         raise InvalidNameException(f"Invalid topic name: '{name}' (expands to '{full}')")
     return full
 
@@ -50,14 +51,20 @@ class Remaps:
 
     @staticmethod
     def parse(text):
-        """Split '[node:]from:=to' into (node or None, from, to)."""
+        """Split '[node:]from:=to' into (node or None, from, to); names must be valid, a namespace absolute."""
         source, found, target = text.partition(":=")
         if not found or not source or not target:
             raise ValueError(f"not a remapping rule: '{text}' (want from:=to)")
-        node = None
-        if ":" in source:
-            node, source = source.split(":", 1)
-        source = source.removeprefix("rostopic://").removeprefix("rosservice://")
+        node, source = _SOURCE.fullmatch(source).groups()
+        if source in ("__node", "__name"):
+            check_node_name(target)
+        elif source != "__ns":
+            expand(source, "node", "/")
+            expand(target, "node", "/")
+        elif not target.startswith("/"):
+            raise InvalidNameException(f"Invalid namespace: '{target}' (it must start with /)")
+        else:
+            check_namespace(target)
         return node, source, target
 
     def with_rules(self, rules):

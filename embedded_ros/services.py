@@ -11,7 +11,7 @@ import threading
 import time
 
 from . import wire
-from .context import RCLError
+from .arguments import RCLError
 from .endpoints import Entity
 from .graph import user_values
 from .messages import deserialize, serialize, warm

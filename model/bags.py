@@ -11,8 +11,9 @@ from rosbags.highlevel import AnyReader
 from rosbags.interfaces import Connection
 from rosbags.typesys import Stores, get_typestore
 
+from .media import BAG_SUFFIXES, is_bag
+
 IMAGE_TYPES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
-SUFFIXES = (".mcap", ".db3", ".bag")
 INFO_TYPE = "sensor_msgs/msg/CameraInfo"
 
 
@@ -26,7 +27,7 @@ def _reason(error: Exception) -> str:
 
 
 def _listed() -> str:
-    return ", ".join(SUFFIXES[:-1]) + f" or {SUFFIXES[-1]}"
+    return ", ".join(BAG_SUFFIXES[:-1]) + f" or {BAG_SUFFIXES[-1]}"
 
 
 @cache
@@ -40,8 +41,10 @@ def open_bag(path: Path) -> AnyReader:
     Raises:
         BagError: no bag, one that is damaged, or one of an unknown storage.
     """
-    if path.is_file() and path.suffix not in SUFFIXES:
+    if path.is_file() and path.suffix not in BAG_SUFFIXES:
         raise BagError(f"{path}: not a readable bag: a bag is a folder with metadata.yaml, or a file {_listed()}")
+    if (path / "metadata.yaml").is_file() and not is_bag(path):
+        raise BagError(f"{path}: not a readable bag: metadata.yaml is not that of a bag, which tells its files")
     try:
         reader = AnyReader([path], default_typestore=_humble())
         reader.open()

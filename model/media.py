@@ -24,7 +24,9 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".p
 DEFAULT_FPS = 30.0
 _EXIF_ORIENTATION = 0x0112
 _EXIF_TURNED = 5  # this orientation and above swap width and height
-_BAGS = (".mcap", ".db3", ".bag")
+BAG_SUFFIXES = (".mcap", ".db3", ".bag")
+_BAG_KEY = "rosbag2_bagfile_information"  # of the metadata.yaml of a bag; others write files of that name, too
+_HEAD = 1 << 16  # characters of it that are looked at
 
 
 class MediaError(ValueError):
@@ -136,6 +138,17 @@ def _silent_opencv() -> Iterator[None]:
         cv2.utils.logging.setLogLevel(level)
 
 
+def is_bag(path: Path) -> bool:
+    """Say whether a path is a bag: a file named as one, or a folder with the metadata.yaml of one."""
+    if path.is_file():
+        return path.suffix in BAG_SUFFIXES
+    try:
+        with (path / "metadata.yaml").open(encoding="utf-8", errors="replace") as file:
+            return _BAG_KEY in file.read(_HEAD)
+    except OSError:
+        return False
+
+
 def open_video(path: str | os.PathLike, fps: float | None = None) -> Video:
     """Open a video file, an image, an image folder, a posed-images folder or a webcam (its number).
 
@@ -151,7 +164,7 @@ def open_video(path: str | os.PathLike, fps: float | None = None) -> Video:
         if name.isdecimal():
             return Capture(f"webcam {name}", int(name))
         raise MediaError(f"{name}: no such file or folder")
-    if place.suffix in _BAGS or (place / "metadata.yaml").is_file():
+    if is_bag(place):
         raise MediaError(f"{name}: is a bag; `rays-as-pixels bag` reads those")
     if place.is_file():
         if place.suffix.lower() in IMAGE_SUFFIXES:

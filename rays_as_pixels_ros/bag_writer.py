@@ -17,6 +17,7 @@ from rosbags.typesys import Stores, get_typestore
 
 from rays_as_pixels_model.bags import BagError
 from rays_as_pixels_model.files import check_writable
+from rays_as_pixels_model.media import is_bag
 
 _VERSION = 8  # of the metadata: read by Humble and by all that came later
 _STORAGES = {".mcap": StoragePlugin.MCAP, ".db3": StoragePlugin.SQLITE3}
@@ -37,7 +38,7 @@ def check_output(source: Path, out: Path, force: bool) -> None:
         raise BagError(f"{out}: lies in the bag that is read; write it elsewhere")
     if out.exists() and not force:
         raise BagError(f"{out}: exists; --force writes it anew")
-    if out.is_dir() and (out.suffix in _STORAGES or not (out / "metadata.yaml").is_file()):
+    if out.is_dir() and (out.suffix in _STORAGES or not is_bag(out)):
         raise BagError(f"{out}: is a folder that holds no bag; name another --out")
     if out.is_file() and out.suffix not in _STORAGES:
         raise BagError(f"{out}: is a file that is no bag; --out is a .mcap or .db3 file, or the folder of a bag")

@@ -1,32 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What both model nodes share: parameters, the model, the camera subscriptions, diagnostics and how they are run."""
+"""What both model nodes share: parameters, the model, the camera subscriptions and diagnostics."""
 
 from __future__ import annotations
 
-import signal
-import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import rclpy
 from diagnostic_updater import Updater
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
 from rclpy.clock import Clock, ClockType
 from rclpy.event_handler import SubscriptionEventCallbacks, UnsupportedEventTypeError
-from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, State, TransitionCallbackReturn
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
-from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
+from rays_as_pixels_model import memory
 from rays_as_pixels_model.geometry import Intrinsics
 
 from . import connections, conversions, parameters
 from .connections import End
 from .health import LOST, MISSING, OK, WARN, Health
+from .node_process import reason
 from .window import StampMatcher
 
 RELIABLE = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE)
@@ -64,6 +61,7 @@ class CameraNode(LifecycleNode):
     """
 
     TABLE: tuple[parameters.Parameter, ...] = ()
+    PATIENCE_S = 60.0  # that a step of the model has to end in when the node stops
 
     def __init__(self, name: str, load_pipeline: Callable[[str, str], Any] = load_default_pipeline, **kwargs):
         super().__init__(name, **kwargs)
@@ -74,6 +72,9 @@ class CameraNode(LifecycleNode):
         self._input_group = MutuallyExclusiveCallbackGroup()
         self._inputs: list = []
         self._inputs_lock = threading.Lock()  # none is destroyed while the watch looks at it
+        # Each activation has a flag of its own: what outlives its end must not come back to life with the next one.
+        self._stopping = threading.Event()
+        self._taking = threading.Lock()  # held while a message of the camera is taken
         self._told: set[bytes] = set()
         self._pipeline = None
         self._active, self._watch_timer = False, None
@@ -104,14 +105,19 @@ class CameraNode(LifecycleNode):
         return self._attempt("cleaned up", self._unload)
 
     def on_shutdown(self, state: State) -> TransitionCallbackReturn:
-        """Stop whatever runs."""
-        done = self._attempt("shut down", self._stop)
-        self._unload()
+        """Stop whatever runs, and free the model."""
+        return self._attempt("shut down", self._end)
+
+    def on_error(self, state: State) -> TransitionCallbackReturn:
+        """Stop and free what a failed transition left, so that the node can be configured again."""
+        done = self._attempt("made ready to be configured again", self._end)
+        if done == TransitionCallbackReturn.SUCCESS:
+            self.get_logger().warning("the model was freed after that error; the node can be configured again")
         return done
 
     def stop(self) -> None:
         """Stop threads and entities before the node is destroyed."""
-        self._stop()
+        self._attempt("stopped", self._stop)
 
     def _attempt(
         self, what: str, work: Callable[[], None], undo: Callable[[], None] | None = None
@@ -119,13 +125,12 @@ class CameraNode(LifecycleNode):
         """Do a transition's work, or say why not: rclpy takes what it raises for ERROR, without a word."""
         try:
             work()
+            return TransitionCallbackReturn.SUCCESS
         except Exception as error:
             self.get_logger().error(f"cannot be {what}: {reason(error)}")
-            if undo is None:
-                return TransitionCallbackReturn.ERROR
-            undo()
-            return TransitionCallbackReturn.FAILURE
-        return TransitionCallbackReturn.SUCCESS
+        # Only here is free what the error's traceback held (a model that was half loaded).
+        undone = undo is not None and self._attempt("brought back", undo) == TransitionCallbackReturn.SUCCESS
+        return TransitionCallbackReturn.FAILURE if undone else TransitionCallbackReturn.ERROR
 
     def _configure(self) -> None:
         self._p = parameters.read(self, self.TABLE, self._problems)
@@ -135,7 +140,16 @@ class CameraNode(LifecycleNode):
         self._configured()
 
     def _unload(self) -> None:
+        """Free the model; subclasses drop what they made with it."""
+        device = getattr(self._pipeline, "device", "cpu")
         self._pipeline = None
+        memory.release_memory(device)
+
+    def _end(self) -> None:
+        try:
+            self._stop()
+        finally:
+            self._unload()
 
     def _activate(self) -> None:
         reliability = ReliabilityPolicy.RELIABLE if self._p.image_qos == "reliable" else ReliabilityPolicy.BEST_EFFORT
@@ -145,6 +159,7 @@ class CameraNode(LifecycleNode):
         self._image_topic = topic
         self._rectified = conversions.is_rectified(self._p.rectified_images, self.resolve_topic_name(topic))
         self._told.clear()
+        self._stopping = threading.Event()
         self._health.start()
         for half in ((0, kind, topic), (1, CameraInfo, "camera_info")):
             self._inputs.append(self._subscribe(*half, qos))
@@ -160,11 +175,15 @@ class CameraNode(LifecycleNode):
 
     def _subscribe(self, side: int, kind: Any, topic: str, qos: QoSProfile) -> Any:
         """Listen to one half of the camera, and to its losses where the middleware tells them."""
+        stopping = self._stopping
+
+        def take(message):
+            with self._taking:
+                if not stopping.is_set():  # a callback may still run, or begin, while its subscription is destroyed
+                    self._on_half(side, message)
 
         def listen(**options):
-            return self.create_subscription(
-                kind, topic, lambda m: self._on_half(side, m), qos, callback_group=self._input_group, **options
-            )
+            return self.create_subscription(kind, topic, take, qos, callback_group=self._input_group, **options)
 
         lost = SubscriptionEventCallbacks(message_lost=lambda event: self._on_lost(side, event.total_count_change))
         try:
@@ -173,16 +192,21 @@ class CameraNode(LifecycleNode):
             return listen()
 
     def _stop(self) -> None:
+        """Undo `_activate`; where that fails in the middle, the next call does it again to the end."""
         if not self._inputs:
             return
         with self._inputs_lock:
-            inputs, self._inputs, self._active = self._inputs, [], False
-        for subscription in inputs:
+            self._active = False
+        with self._taking:
+            self._stopping.set()
+        for subscription in self._inputs:
             self.destroy_subscription(subscription)
-        if self._watch_timer is not None:
-            self.destroy_timer(self._watch_timer)
-            self._watch_timer = None
+        timer, self._watch_timer = self._watch_timer, None
+        if timer is not None:
+            self.destroy_timer(timer)
+        self._matcher.clear()
         self._deactivated()
+        self._inputs = []
 
     # Camera input
 
@@ -200,7 +224,7 @@ class CameraNode(LifecycleNode):
         before = sum(self._matcher.unmatched)
         pair = self._matcher.push(side, conversions.stamp_ns(message.header.stamp), message)
         for half, without in enumerate(self._matcher.unmatched):
-            self._health.counts[MISSING[1 - half]] = without
+            self._health.total(MISSING[1 - half], without)
         if before < sum(self._matcher.unmatched) >= 10:
             images, infos = self._matcher.unmatched
             self.get_logger().warning(
@@ -243,7 +267,7 @@ class CameraNode(LifecycleNode):
         """Start threads and offer services."""
 
     def _deactivated(self) -> None:
-        """Undo _activated."""
+        """Undo _activated, or the part of it that was done; must bear a second call."""
 
     def _on_frame(self, frame: CameraFrame) -> None:
         """Take a checked frame; runs in an executor thread and must return at once."""
@@ -315,95 +339,3 @@ class CameraNode(LifecycleNode):
 
 def _end(endpoint) -> End:
     return End(connections.type_name(endpoint.msg_type), endpoint.qos_profile)
-
-
-def reason(error: Exception) -> str:
-    """Say in one line what went wrong; an error that is not about what the user gave is named."""
-    line = " ".join(str(error).split())
-    return line if line and isinstance(error, ValueError) else f"{type(error).__name__}: {line}".rstrip(": ")
-
-
-def autostart(node: CameraNode) -> bool:
-    """Walk a node to active if its parameter says so; says whether it is where it should be."""
-    if not node.get_parameter("autostart").value:
-        return True
-    return (
-        node.trigger_configure() == TransitionCallbackReturn.SUCCESS
-        and node.trigger_activate() == TransitionCallbackReturn.SUCCESS
-    )
-
-
-def run_nodes(make_nodes: Callable[[], list[CameraNode]], args: list[str] | None, threads: int = 8) -> int:
-    """Run nodes in one process until SIGINT or SIGTERM. An end before that says why on stderr.
-
-    Returns:
-        the exit code: 0; 1 where a node could not be made active, or ROS was shut down under them; 128 and the number
-        of a signal that came before they were active.
-    """
-    # rclpy's own handlers close the context at once: a goal in work could neither be answered nor end.
-    try:
-        rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
-    except Exception as error:  # arguments, domain, network
-        return _say(f"ROS cannot be started: {reason(error)}", 1)
-    running, stopping = threading.Event(), threading.Event()
-
-    def on_signal(number, frame):
-        first = not stopping.is_set()
-        stopping.set()
-        if first and not running.is_set():  # loading a large model takes minutes
-            raise _StoppedEarly(number)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, on_signal)
-    nodes: list[CameraNode] = []
-    executor = MultiThreadedExecutor(num_threads=threads)
-    try:
-        nodes = make_nodes()
-        for node in nodes:
-            executor.add_node(node)
-        for node in nodes:
-            if not autostart(node):
-                return _say(f"{node.get_name()} could not be made active", 1)
-        running.set()
-        while rclpy.ok() and not stopping.is_set():
-            executor.spin_once(timeout_sec=0.1)
-    except _StoppedEarly as stop:
-        return _say(f"{signal.Signals(stop.number).name} came before the nodes were active", 128 + stop.number)
-    except ExternalShutdownException:
-        pass
-    except RuntimeError as error:  # rclpy's RCLError is one
-        if running.is_set() and rclpy.ok():
-            raise  # out of a callback
-        if rclpy.ok():
-            return _say(f"ROS cannot be started: {reason(error)}", 1)
-    finally:
-        running.set()  # a signal from now on must not cut the end short
-        for node in nodes:
-            node.stop()
-        executor.shutdown()
-        for node in nodes:
-            node.destroy_node()
-        rclpy.try_shutdown()
-    return 0 if stopping.is_set() else _say("ROS was shut down", 1)
-
-
-class _StoppedEarly(BaseException):
-    """A signal before the nodes are active; no Exception, which a transition would take for its own."""
-
-    def __init__(self, number: int):
-        super().__init__(number)
-        self.number = number
-
-
-def _say(why: str, code: int) -> int:
-    print(f"the process ends with exit code {code}: {why}", file=sys.stderr, flush=True)
-    return code
-
-
-def main_of(make_nodes: Callable[[], list[CameraNode]]) -> Callable[[list[str] | None], int]:
-    """Make a main() from a function that makes the nodes."""
-
-    def main(args: list[str] | None = None) -> int:
-        return run_nodes(make_nodes, sys.argv[1:] if args is None else args)
-
-    return main

@@ -24,6 +24,7 @@ from rays_as_pixels_model.geometry import Intrinsics
 from rays_as_pixels_model.media import Video, open_video
 
 from . import conversions, parameters
+from .node_process import reason, start_ros
 
 _RENDERED_AT_ONCE = 8
 _BOUNCE_BYTES = 1 << 30
@@ -147,7 +148,9 @@ class CameraPlayerNode(Node):
 
 def main(args: list[str] | None = None) -> int:
     """Play until the source ends (at_end stop) or SIGINT or SIGTERM; returns the exit code."""
-    rclpy.init(args=sys.argv[1:] if args is None else args)
+    failed = start_ros(sys.argv[1:] if args is None else args)
+    if failed:
+        return failed
     node, executor = None, SingleThreadedExecutor()
     try:
         node = CameraPlayerNode()
@@ -157,13 +160,13 @@ def main(args: list[str] | None = None) -> int:
         if node.finished:
             # Late acknowledgements of the last images.
             executor.spin_once(timeout_sec=0.2)
-    except ValueError as error:
-        print(f"camera_player: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
-    except Exception:  # a signal in the middle of a callback makes its next call on ROS fail
-        if rclpy.ok():
+    except Exception as error:
+        if isinstance(error, ValueError) or (node is None and rclpy.ok()):
+            print(f"camera_player: {reason(error)}", file=sys.stderr)
+            return 1
+        if rclpy.ok():  # else a signal came in the middle of a callback, and made its next call on ROS fail
             raise
     finally:
         executor.shutdown()

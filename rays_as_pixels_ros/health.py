@@ -58,10 +58,11 @@ class Health:
         self._lock = threading.Lock()
 
     def start(self) -> None:
-        """Count silence from now on: the node begins to listen."""
+        """Count silence from now on: the node begins to listen, and is not lost yet."""
         with self._lock:
             self._images.clear()
             self._poses.clear()
+            self.lost = None
             self._started = self._clock()
 
     def image(self) -> None:
@@ -80,6 +81,11 @@ class Health:
         """Note that something (a refused image, a goal) happened."""
         with self._lock:
             self.counts[name] += by
+
+    def total(self, name: str, count: int) -> None:
+        """Note how often something has happened so far, where that is counted elsewhere."""
+        with self._lock:
+            self.counts[name] = count
 
     def window(self, residual: np.ndarray, latency_s: float) -> bool:
         """Note one window's residuals (T,) and its latency in seconds; says whether the window can be trusted."""

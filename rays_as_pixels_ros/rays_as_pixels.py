@@ -8,7 +8,8 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from .camera_node import load_default_pipeline, main_of
+from .camera_node import load_default_pipeline
+from .node_process import main_of
 from .trajectory_node import TrajectoryNode
 from .view_synthesis_node import ViewSynthesisNode
 

@@ -25,6 +25,8 @@ from rays_as_pixels_model.media import MediaError
 
 from .paths import dolly, orbit, spline
 
+_LAST_S = 0.5  # to take what has come when nothing more is waited for
+
 
 class ClientError(RuntimeError):
     """The request cannot be made or was refused; one line."""
@@ -115,11 +117,14 @@ class _Client:
 
     def _wait(self, client, future, what: str):
         while not future.done():
-            if self._left() == 0.0:
+            late, gone = self._left() == 0.0, not client.server_is_ready()
+            # Also where it is late or gone: what came before that may be waiting to be taken.
+            seconds = _LAST_S if late or gone else min(1.0, self._left())
+            self._executor.spin_until_future_complete(future, timeout_sec=seconds)
+            if late and not future.done():
                 raise ClientError(f"{what} did not come within {self._options.timeout:g} s")
-            if not client.server_is_ready():
+            if gone and not future.done():
                 raise ClientError(f"{what} will not come: the action server at '{self._options.action}' is gone")
-            self._executor.spin_until_future_complete(future, timeout_sec=min(1.0, self._left()))
         return future.result()
 
     def _in_frame(self, poses: np.ndarray, relative: bool) -> tuple[str, np.ndarray]:
@@ -201,15 +206,19 @@ def split_ros_args(args: list[str]) -> tuple[list[str], list[str]]:
 
 
 def main(args: list[str] | None = None) -> int:
-    """Ask for views and write them; returns 0, or 1 after one line that says why not."""
+    """Ask for views and write them; returns 0, or 1 (bad arguments: 2) after one line that says why not."""
     ours, ros = split_ros_args(sys.argv[1:] if args is None else args)
     options = make_parser().parse_args(ours)
     import rclpy
     from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
     from rclpy.signals import SignalHandlerOptions
 
+    from .node_process import reason, start_ros
+
     # A signal must not close the connection before the goal is cancelled.
-    rclpy.init(args=ros, signal_handler_options=SignalHandlerOptions.NO)
+    failed = start_ros(ros, signal_handler_options=SignalHandlerOptions.NO)
+    if failed:
+        return failed
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     node, executor = None, SingleThreadedExecutor()
@@ -225,6 +234,11 @@ def main(args: list[str] | None = None) -> int:
     except (KeyboardInterrupt, ExternalShutdownException):
         print("render_client: stopped", file=sys.stderr)
         return 130
+    except Exception as error:
+        if node is not None:
+            raise
+        print(f"render_client: {reason(error)}", file=sys.stderr)
+        return 1
     finally:
         executor.shutdown()
         if node is not None:

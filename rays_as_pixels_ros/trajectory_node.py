@@ -27,8 +27,9 @@ from rays_as_pixels_model.geometry import Intrinsics
 from rays_as_pixels_model.results import TrajectoryEstimate
 
 from . import conversions
-from .camera_node import BEST_EFFORT, LATCHED, RELIABLE, CameraFrame, CameraNode, main_of
+from .camera_node import BEST_EFFORT, LATCHED, RELIABLE, CameraFrame, CameraNode
 from .health import Health, blank, mistrusted
+from .node_process import main_of
 from .parameters import TRAJECTORY
 from .placing import Place, WindowPlacer
 from .scale import MetricScale, distance_between
@@ -60,7 +61,6 @@ class TrajectoryNode(CameraNode):
         self._worker: threading.Thread | None = None
         self._offered: list = []
         self._paused = False
-        self._stopping = threading.Event()
         self._pose_publisher = self.create_publisher(PoseWithCovarianceStamped, "~/pose", RELIABLE)
         self._odometry_publisher = self.create_publisher(Odometry, "~/odometry", RELIABLE)
         self._path_publisher = self.create_publisher(Path, "~/path", LATCHED)
@@ -111,15 +111,16 @@ class TrajectoryNode(CameraNode):
                     Odometry, "odometry_in", self._on_odometry, BEST_EFFORT, callback_group=self._free_group
                 )
             )
-        self._stopping.clear()
-        self._worker = threading.Thread(target=self._work, name="trajectory", daemon=True)
+        self._worker = threading.Thread(target=self._work, args=(self._stopping,), name="trajectory", daemon=True)
         self._worker.start()
 
     def _deactivated(self) -> None:
-        self._stopping.set()
         self._windows.wake()
         if self._worker is not None:
-            self._worker.join(timeout=60.0)
+            self._worker.join(timeout=self.PATIENCE_S)
+            if self._worker.is_alive():
+                self.get_logger().warning("the model is still at work on its last window, which will be thrown away")
+            self._worker = None
         while self._offered:
             self.destroy_service(self._offered.pop())
         self._forget()
@@ -158,10 +159,10 @@ class TrajectoryNode(CameraNode):
             elif frame.stamp == self._last_stamp:
                 return
             self._last_stamp = frame.stamp
-        dropped = self._windows.dropped
-        self._windows.push(frame)
+            dropped = self._windows.dropped
+            self._windows.push(frame)  # still locked: a reset must not come in between
         if self._windows.dropped > dropped:
-            self._health.counts["dropped images"] = self._windows.dropped
+            self._health.total("dropped images", self._windows.dropped)
             self.get_logger().warning(
                 f"the model is slower than the camera: {self._windows.dropped} images dropped so far "
                 "(raise window_stride or window_hop, or lower the image rate)",
@@ -182,21 +183,21 @@ class TrajectoryNode(CameraNode):
 
     # Work
 
-    def _work(self) -> None:
-        while not self._stopping.is_set():
+    def _work(self, stopping: threading.Event) -> None:
+        while not stopping.is_set():
             try:
                 window = self._windows.take(timeout=0.2)
                 if window is not None:
-                    self._estimate(window)
+                    self._estimate(window, stopping)
                 self._show(at_once=window is None)
             except Exception as error:  # the worker must outlive one bad window, whatever is wrong with it
-                if self._stopping.is_set() or not self.context.ok():
+                if stopping.is_set() or not self.context.ok():
                     return
                 reason = f"window failed: {type(error).__name__}: {' '.join(str(error).split())}"
                 self._health.lose(reason)
                 self.get_logger().error(reason, throttle_duration_sec=5.0)
 
-    def _estimate(self, window: Window) -> None:
+    def _estimate(self, window: Window, stopping: threading.Event) -> None:
         """Run the model on a window, join it to the trajectory, and publish its new frames."""
         frames, intrinsics = np.stack([item.rgb for item in window.items]), window.items[-1].intrinsics
         if (nothing := blank(frames)) is not None:
@@ -210,8 +211,8 @@ class TrajectoryNode(CameraNode):
         paused = spans_pause(window.ids, [item.stamp for item in window.items])
         known = self._placer.spreads.of(*seen, paused) if trusted else None
         with self._track_lock:
-            if window.life != self._windows.life:
-                return  # a reset came meanwhile
+            if stopping.is_set() or window.life != self._windows.life:
+                return  # an end or a reset came meanwhile
             newest = window.items[-1]
             latency = self.get_clock().now().nanoseconds * 1e-9 - newest.stamp * 1e-9
             if not self._health.window(estimate.residual, latency):
@@ -223,6 +224,8 @@ class TrajectoryNode(CameraNode):
             if self._p.publish_raxels:
                 picture = np.clip((estimate.raxels[-1] + 1.0) * 127.5, 0, 255).astype(np.uint8)
                 self._raxel_publisher.publish(conversions.rgb_to_image(picture, newest.stamp, newest.frame_id))
+        if stopping.is_set():
+            return
         self._placer.spreads.refresh(*seen, paused)
         if self._p.loop_every and time.monotonic() >= self._loop_at:
             self._close_the_loop(frames, intrinsics, estimate)
@@ -310,6 +313,8 @@ class TrajectoryNode(CameraNode):
     def _on_odometry(self, message: Odometry) -> None:
         p, stamp = message.pose.pose.position, conversions.stamp_ns(message.header.stamp)
         with self._track_lock:
+            if self._stopping.is_set():
+                return
             if self._robot_path and stamp < self._robot_path[-1][0]:
                 self._robot_path.clear()  # a bag that loops: this may come before the image that says so
             self._robot_path.append((stamp, np.array([p.x, p.y, p.z])))

@@ -19,7 +19,6 @@ from geometry_msgs.msg import PoseStamped
 from nav_msgs.msg import Path
 from rclpy.action import ActionServer, CancelResponse, GoalResponse
 from rclpy.duration import Duration
-from rclpy.lifecycle import State, TransitionCallbackReturn
 from rclpy.time import Time
 from sensor_msgs.msg import CameraInfo, Image
 from tf2_ros import Buffer, TransformException, TransformListener
@@ -29,10 +28,11 @@ from rays_as_pixels_model import memory
 from rays_as_pixels_model.geometry import Intrinsics, invert
 
 from . import conversions, goal_checks
-from .camera_node import RELIABLE, CameraFrame, CameraNode, main_of, reason
+from .camera_node import RELIABLE, CameraFrame, CameraNode
 from .goal_checks import RefusalError
 from .goal_plan import GoalPlanner, ImaginePlan
 from .goal_queue import GoalQueue
+from .node_process import main_of, reason
 from .parameters import VIEW_SYNTHESIS
 from .window import RecentFrames
 
@@ -43,11 +43,21 @@ _STOPPING = "the node is stopping"
 
 @dataclass(frozen=True)
 class _Task:
-    """One action: its type, how its goals are checked as they come, and what is done when their turn comes."""
+    """One action: its type, how its goals are checked as they come, and what is done when their turn comes.
+
+    queue and stopping are those of one activation: a goal that outlives it must not meet those of the next.
+    """
 
     action: Any
     check: Callable[[Any], None]
-    work: Callable[[Any, Any], None]
+    work: Callable[[Any, Any, threading.Event], None]
+    queue: GoalQueue
+    stopping: threading.Event
+
+    def check_running(self) -> None:
+        """Raise RefusalError if the node is being stopped."""
+        if self.stopping.is_set():
+            raise RefusalError(_STOPPING)
 
 
 class ViewSynthesisNode(CameraNode):
@@ -57,7 +67,6 @@ class ViewSynthesisNode(CameraNode):
 
     def __init__(self, name: str = "view_synthesis_node", **kwargs):
         super().__init__(name, **kwargs)
-        self._stopping = threading.Event()
         self._servers: list[ActionServer] = []
         self._image_publisher = self.create_publisher(Image, "~/rendered/image_raw", RELIABLE)
         self._info_publisher = self.create_publisher(CameraInfo, "~/rendered/camera_info", RELIABLE)
@@ -72,14 +81,14 @@ class ViewSynthesisNode(CameraNode):
         self._planner = GoalPlanner(self._p, self._frames, self._pipeline, self._lookup, self._can_place)
 
     def _activated(self) -> None:
-        self._stopping.clear()
-        for name, task in (
-            ("~/render_views", _Task(RenderViews, self._check_render_views, self._render_views)),
-            ("~/imagine", _Task(Imagine, self._check_imagine, self._imagine)),
+        for name, action, check, work in (
+            ("~/render_views", RenderViews, self._check_render_views, self._render_views),
+            ("~/imagine", Imagine, self._check_imagine, self._imagine),
         ):
+            task = _Task(action, check, work, self._queue, self._stopping)
             server = ActionServer(
                 self,
-                task.action,
+                action,
                 name,
                 execute_callback=partial(self._serve, task),
                 goal_callback=lambda request: GoalResponse.ACCEPT,
@@ -90,30 +99,28 @@ class ViewSynthesisNode(CameraNode):
             self._servers.append(server)
 
     def _deactivated(self) -> None:
-        self._stopping.set()
         for task, handle in self._queue.withdraw():
-            handle.execute(partial(self._end, task, reason=_STOPPING))
+            handle.execute(partial(self._end_goal, task, reason=_STOPPING))
         # A running goal ends at its next denoising step.
-        self._queue.wait_idle(timeout=60.0)
+        if not self._queue.wait_idle(timeout=self.PATIENCE_S):
+            self.get_logger().warning("a goal is still at its denoising step, after which it will end without a result")
+            self._queue = GoalQueue(self._p.queue_size)
         time.sleep(0.2)  # for the results of the ended goals to leave
         while self._servers:
             self._servers.pop().destroy()
         self._frames.clear()
 
-    def on_cleanup(self, state: State) -> TransitionCallbackReturn:
-        """Free the model and what was made with it."""
-        device = getattr(self._pipeline, "device", "cpu")
+    def _unload(self) -> None:
         self._planner = None
-        done = super().on_cleanup(state)
-        memory.release_memory(device)
-        return done
+        super()._unload()
 
     def _on_frame(self, frame: CameraFrame) -> None:
         newest = self._frames.newest(1)
         if newest and frame.stamp < newest[0].stamp:
             self.get_logger().warning("time went back (a bag that loops?): the image buffer was emptied")
-            self._frames.clear()
             self._tf_buffer.clear()  # it takes nothing that is 10 s older than its newest
+            self._frames.restart(frame)
+            return
         self._frames.push(frame)
 
     def _status(self, table: dict[str, str]) -> None:
@@ -124,16 +131,16 @@ class ViewSynthesisNode(CameraNode):
 
     def _on_accepted(self, task: _Task, handle) -> None:
         try:
-            self._check_running()
+            task.check_running()
             task.check(handle.request)
-            if self._queue.offer((task, handle)):
+            if task.queue.offer((task, handle)):
                 handle.execute()
         except Exception as error:  # a goal must never take the node down, whatever is wrong with it
-            handle.execute(partial(self._end, task, reason=reason(error)))
+            handle.execute(partial(self._end_goal, task, reason=reason(error)))
 
     def _on_cancel(self, task: _Task, handle) -> CancelResponse:
         # One that waits ends now, not when its turn comes; the state changes only after this returns.
-        for waiting in self._queue.withdraw(lambda item: item[1] is handle):
+        for waiting in task.queue.withdraw(lambda item: item[1] is handle):
             self.executor.create_task(self._end_waiting, *waiting)
         return CancelResponse.ACCEPT
 
@@ -141,30 +148,30 @@ class ViewSynthesisNode(CameraNode):
         end = time.monotonic() + 1.0
         while not handle.is_cancel_requested and time.monotonic() < end:
             time.sleep(0.002)
-        handle.execute(partial(self._end, task, reason=_CANCELED))
+        handle.execute(partial(self._end_goal, task, reason=_CANCELED))
 
     def _serve(self, task: _Task, handle) -> Any:
         """Run a goal whose turn has come; whatever goes wrong ends in the result and the log, never in the node."""
         result = task.action.Result()
         try:
             if not handle.is_cancel_requested:
-                self._check_running()
-                task.work(handle, result)
+                task.check_running()
+                task.work(handle, result, task.stopping)
             if handle.is_cancel_requested:
-                return self._end(task, handle, _CANCELED)
-            self._check_running()
+                return self._end_goal(task, handle, _CANCELED)
+            task.check_running()
             result.success = True
             self._health.count("goals served")
             handle.succeed()
             return result
         except Exception as error:
-            return self._end(task, handle, _STOPPING if self._stopping.is_set() else reason(error))
+            return self._end_goal(task, handle, _STOPPING if task.stopping.is_set() else reason(error))
         finally:
-            following = self._queue.finished()
+            following = task.queue.finished()
             if following is not None:
                 following[1].execute()
 
-    def _end(self, task: _Task, handle, reason: str) -> Any:
+    def _end_goal(self, task: _Task, handle, reason: str) -> Any:
         """End a goal without success, and return its result."""
         result = task.action.Result(success=False)
         if handle.is_cancel_requested:
@@ -179,10 +186,6 @@ class ViewSynthesisNode(CameraNode):
             handle.abort()
         return result
 
-    def _check_running(self) -> None:
-        if self._stopping.is_set():
-            raise RefusalError(_STOPPING)
-
     # Render
 
     def _check_render_views(self, request: RenderViews.Goal) -> None:
@@ -193,7 +196,7 @@ class ViewSynthesisNode(CameraNode):
                 "and the goal brings none"
             )
 
-    def _render_views(self, handle, result: RenderViews.Result) -> None:
+    def _render_views(self, handle, result: RenderViews.Result, stopping: threading.Event) -> None:
         request = handle.request
         sources = len(request.source_images) or self._p.source_frames
         # A scale that is not given is estimated first, from a whole window.
@@ -217,7 +220,7 @@ class ViewSynthesisNode(CameraNode):
             metres_per_unit=plan.metres_per_unit,
             steps=plan.steps,
             seed=plan.seed,
-            on_step=self._step_reporter(handle, RenderViews.Feedback, plan.stamp),
+            on_step=self._step_reporter(handle, stopping, RenderViews.Feedback, plan.stamp),
             on_view=on_view,
         )
         result.metres_per_unit = float(plan.metres_per_unit)
@@ -227,7 +230,7 @@ class ViewSynthesisNode(CameraNode):
     def _check_imagine(self, request: Imagine.Goal) -> None:
         goal_checks.check_imagine_request(request, self._p, self._pipeline.config.frames)
 
-    def _imagine(self, handle, result: Imagine.Result) -> None:
+    def _imagine(self, handle, result: Imagine.Result, stopping: threading.Event) -> None:
         request, config = handle.request, self._pipeline.config
         live = self._p.source_frames
         needs = self._pipeline.predict_memory(len(request.source_images) or live, video=True)
@@ -238,7 +241,7 @@ class ViewSynthesisNode(CameraNode):
             plan.intrinsics,
             steps=plan.steps,
             seed=plan.seed,
-            on_step=self._step_reporter(handle, Imagine.Feedback, plan.stamp),
+            on_step=self._step_reporter(handle, stopping, Imagine.Feedback, plan.stamp),
         )
         wanted = request.frames or config.frames
         result.images = [conversions.rgb_to_image(rgb, plan.stamp, _RENDERED_FRAME) for rgb in video.frames[:wanted]]
@@ -261,9 +264,11 @@ class ViewSynthesisNode(CameraNode):
 
     # Shared by both
 
-    def _step_reporter(self, handle, feedback_type, stamp: int) -> Callable[[int, int, np.ndarray], bool]:
+    def _step_reporter(
+        self, handle, stopping: threading.Event, feedback_type, stamp: int
+    ) -> Callable[[int, int, np.ndarray], bool]:
         def report(step: int, total: int, preview: np.ndarray) -> bool:
-            if handle.is_cancel_requested or self._stopping.is_set():
+            if handle.is_cancel_requested or stopping.is_set():
                 return False
             feedback = feedback_type(step=int(step), total=int(total))
             feedback.preview = conversions.rgb_to_image(preview, stamp, _RENDERED_FRAME)

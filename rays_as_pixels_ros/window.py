@@ -180,6 +180,12 @@ class RecentFrames:
         with self._lock:
             self._frames.append(item)
 
+    def restart(self, item: Any) -> None:
+        """Forget all frames but this new one; nobody finds none in between."""
+        with self._lock:
+            self._frames.clear()
+            self._frames.append(item)
+
     def newest(self, count: int) -> list[Any]:
         """Return up to `count` frames, newest first, `stride` frames apart."""
         with self._lock:

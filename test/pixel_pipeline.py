@@ -163,7 +163,7 @@ def main():
     import embedded_ros
 
     embedded_ros.install()
-    from rays_as_pixels_ros.camera_node import run_nodes
+    from rays_as_pixels_ros.node_process import run_nodes
     from rays_as_pixels_ros.trajectory_node import TrajectoryNode
     from rays_as_pixels_ros.view_synthesis_node import ViewSynthesisNode
 

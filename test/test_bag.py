@@ -263,6 +263,18 @@ def test_an_unknown_storage_is_named(tmp_path, capsys):
     assert "'tape' not supported" in capsys.readouterr().err
 
 
+def test_a_metadata_yaml_of_something_else_makes_no_bag(tmp_path, capsys):
+    """Were it one, --force would replace the folder."""
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "metadata.yaml").write_text("camera: left\n")
+    photos, drive = str(tmp_path / "photos"), str(write_bag(tmp_path / "drive", recorded()[:1]))
+    assert cli.main(["bag", photos, "--out", str(tmp_path / "new.mcap")]) == 1
+    assert "metadata.yaml is not that of a bag" in capsys.readouterr().err
+    assert cli.main(["bag", drive, "--out", photos, "--force"]) == 1
+    assert "is a folder that holds no bag" in capsys.readouterr().err
+    assert (tmp_path / "photos" / "metadata.yaml").read_text() == "camera: left\n"
+
+
 def test_the_bag_that_is_read_is_never_written_to(tmp_path, capsys):
     bag = write_bag(tmp_path / "drive", recorded()[:1])
     before = sorted((p, p.read_bytes()) for p in bag.iterdir())

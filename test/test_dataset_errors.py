@@ -36,6 +36,7 @@ def edit_line(path, number, edit):
 
 def test_nothing_there_says_what_was_looked_for(tmp_path):
     write_frames(tmp_path / "images", np.zeros((2, 8, 8, 3), np.uint8))
+    (tmp_path / "metadata.yaml").write_text("camera: left\n")  # not that of a bag
     fails(tmp_path, r"no dataset here or in the folders below\. Looked for posed_images: a folder with cameras\.json;")
     fails(tmp_path, r"Looked for tum: a folder with rgb\.txt and groundtruth\.txt$", "tum")
     fails(tmp_path / "none", "none: no such file or folder")

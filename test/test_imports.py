@@ -25,7 +25,7 @@ MAY_IMPORT = {
 # Beside nodes, these of rays_as_pixels_ros may import rclpy and messages (the doctor: to see whether rclpy is broken).
 ROS_FILES = {
     "parameters.py", "conversions.py", "bag_messages.py", "entry_points.py", "render_client.py", "rays_as_pixels.py",
-    "doctor.py",
+    "node_process.py", "doctor.py",
 }  # fmt: skip
 # The entry points put the embedded rclpy in place where no ROS 2 is sourced; the doctor reports which one it is.
 INSTALLERS = {"entry_points.py", "doctor.py", "demo.py"}

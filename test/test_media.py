@@ -118,9 +118,15 @@ def test_pictures_that_lie_are_refused(tmp_path):
 
 @pytest.mark.parametrize("name", ["drive.mcap", "drive.db3", "drive/metadata.yaml"])
 def test_a_bag_is_sent_to_the_bag_command(tmp_path, name):
-    write_text(tmp_path / name, "x")
+    write_text(tmp_path / name, "rosbag2_bagfile_information:\n  version: 8\n")
     with pytest.raises(MediaError, match="is a bag; `rays-as-pixels bag` reads those"):
         open_video(tmp_path / name.partition("/")[0])
+
+
+def test_images_beside_a_metadata_yaml_of_something_else_are_images(tmp_path):
+    write_text(tmp_path / "metadata.yaml", "camera: left\nrate: 30\n")
+    write_png(tmp_path / "0.png", pictures(1)[0])
+    assert open_video(tmp_path).frame_count == 1
 
 
 def test_grey_and_16_bit_pictures_become_rgb(tmp_path):

@@ -4,16 +4,20 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 from nav_msgs.msg import Odometry
 from pixel_pipeline import path, picture
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.task import Future
 from sensor_msgs.msg import CameraInfo, Image
 from wire import CAMERA, OPTICAL, START, WORLD, Peer, Process, module_domain, until
 
 from rays_as_pixels_ros import conversions as c
+from rays_as_pixels_ros import render_client
 
 pytestmark = pytest.mark.slow
 ENTRY = ("-m", "rays_as_pixels_ros.entry_points")
@@ -124,6 +128,23 @@ def test_a_tum_file_in_the_world(running, tmp_path):
     done = client("tum", "--tum", tmp_path / "path.txt", "--frame", WORLD, "--out", tmp_path / "t")
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "t" / "views.json").read_text())["T_frame_camera"][1][0][3] == 5.0
+
+
+@pytest.mark.parametrize("ready, timeout, reason", [
+    (False, 60, "the views will not come: the action server at 'x' is gone"),
+    (True, 0, "the views did not come within 0 s"),
+], ids=["gone", "late"])  # fmt: skip
+def test_a_result_that_has_come_is_taken_though_its_server_is_gone_or_time_is_up(peer, ready, timeout, reason):
+    given = ["dolly", "--out", "views", "--action", "x", "--timeout", str(timeout)]
+    executor = SingleThreadedExecutor()
+    client = render_client._Client(None, executor, render_client.make_parser().parse_args(given))
+    server = SimpleNamespace(server_is_ready=lambda: ready)
+    result = Future()
+    executor.create_task(result.set_result, "pictures")
+    assert client._wait(server, result, "the views") == "pictures"
+    with pytest.raises(render_client.ClientError, match=reason):
+        client._wait(server, Future(), "the views")
+    executor.shutdown()
 
 
 @pytest.mark.parametrize("arguments, reason", [

@@ -59,6 +59,8 @@ def test_health_levels():
     assert (level, line) == (OK, "ok") and table["image rate (Hz)"] == "10.0" and table["images"] == "11"
     assert not health.window(np.array([0.5, 0.6, 0.7]), 0.2)
     assert health.report()[0] == ERROR and "0.6" in health.report()[1]
+    health.start()
+    assert health.report()[0] == OK, "what was lost before does not count"
     assert health.window(np.array([0.01]), 0.2)
     now[0] += 6.0
     assert health.report()[0] == WARN

@@ -12,6 +12,8 @@ from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from wire import HERE, START, Process, until
 
+from rays_as_pixels_ros import camera_player_node, render_client
+from rays_as_pixels_ros.node_process import run_nodes, start_ros
 from rays_as_pixels_ros.trajectory_node import TrajectoryNode
 from rays_as_pixels_ros.view_synthesis_node import ViewSynthesisNode
 
@@ -78,16 +80,49 @@ def test_a_signal_before_the_node_is_active_is_said(ros_domain, tmp_path, number
     assert f"{number.name} came before the nodes were active" in said and "Traceback" not in said
 
 
-@pytest.mark.parametrize("environment, arguments", [
-    ({"ROS_DOMAIN_ID": "seven"}, []), ({}, ["-p", "nonsense"]), ({"CYCLONEDDS_URI": "<nonsense"}, []),
-], ids=["domain", "arguments", "network"])  # fmt: skip
-def test_ros_that_cannot_be_started_is_said(ros_domain, tmp_path, monkeypatch, environment, arguments):
+@pytest.mark.parametrize("environment, arguments, code", [
+    ({"ROS_DOMAIN_ID": "seven"}, [], 1), ({}, ["-p", "nonsense"], 2), ({"CYCLONEDDS_URI": "<nonsense"}, [], 1),
+    ({}, ["-p", "use_sim_time:=seven"], 1),
+], ids=["domain", "arguments", "network", "parameter"])  # fmt: skip
+def test_ros_that_cannot_be_started_is_said(ros_domain, tmp_path, monkeypatch, environment, arguments, code):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     process = Process(tmp_path, "trajectory_node", "-p", "checkpoint:=broken", *arguments)
-    assert process.wait() == 1
+    assert process.wait() == code
     said = process.text()
-    assert "exit code 1: ROS cannot be started: " in said and "Traceback" not in said
+    assert f"exit code {code}: ROS cannot be started: " in said and "Traceback" not in said
+
+
+WRONG_REMAPS = {
+    "__node:=bad-name": "'bad-name' (of __node:=bad-name) is no name of a node: these have letters, digits and _",
+    "camera_player:__name:=2nd": "'2nd' (of camera_player:__name:=2nd) is no name of a node",
+    "__ns:=bad": "'bad' (of __ns:=bad) is no namespace: these start with /, as /robot1",
+    "__ns:=/robot/": "'/robot/' (of __ns:=/robot/) is no namespace",
+    "image_raw:=/left//image-raw": "'/left//image-raw' (of image_raw:=/left//image-raw) is no name of a topic",
+    "image_raw": "'image_raw' is no remapping rule: these are FROM:=TO",
+}
+
+
+@pytest.mark.parametrize("rule", WRONG_REMAPS)
+@pytest.mark.parametrize("main, ours", [
+    (camera_player_node.main, []), (render_client.main, ["dolly", "--out", "views"]),
+    (lambda arguments: run_nodes(list, arguments), []),
+], ids=["camera_player", "render_client", "nodes"])  # fmt: skip
+def test_a_name_that_cannot_be_is_named_with_what_would_be_right(capfd, main, ours, rule):
+    assert main([*ours, "--ros-args", "-r", rule]) == 2
+    said = capfd.readouterr().err
+    assert f"exit code 2: ROS cannot be started: {WRONG_REMAPS[rule]}" in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("rule", [
+    "__node:=left_2", "__ns:=/", "__ns:=/robot1/camera", "trajectory_node:__node:=left", "~/pose:=~/left/pose",
+    "image_raw:=/left/image_raw", "image_raw:=left/image_raw", "rostopic://image_raw:={node}_raw",
+])  # fmt: skip
+def test_remapping_rules_of_ros_pass(ros_domain, rule):
+    """Before and behind the ROS arguments nothing is a rule."""
+    arguments = ["-r", "nonsense", "--ros-args", "-r", rule, "--", "-r", "nonsense"]
+    assert start_ros(arguments) == 0
+    rclpy.try_shutdown()
 
 
 CRASH = """
@@ -107,7 +142,7 @@ import embedded_ros
 embedded_ros.install()
 import rclpy
 from pixel_pipeline import load
-from rays_as_pixels_ros.camera_node import run_nodes
+from rays_as_pixels_ros.node_process import run_nodes
 from rays_as_pixels_ros.trajectory_node import TrajectoryNode
 class Shut(TrajectoryNode):
     def _activated(self):

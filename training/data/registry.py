@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The kinds of dataset, and opening one by its path.
 
-To add a kind: a file here with `detect(path) -> bool` (quick: looks at names only) and
+To add a kind: a file here with `detect(path) -> bool` (quick: looks at names, at most at the head of a file) and
 `open_videos(path, *, option=default, ...) -> list[PosedVideo]`, a line in `KINDS`, and its options in
 docs/train_on_your_robot.md.
 """
@@ -25,7 +25,7 @@ KINDS = {
     "nerfstudio": "a folder with transforms.json",
     "tum": "a folder with rgb.txt and groundtruth.txt",
     "colmap": "a folder with cameras.txt or cameras.bin, there or in sparse/0, sparse or colmap/sparse/0",
-    "rosbag": "a folder with metadata.yaml, or a file .mcap, .db3 or .bag",
+    "rosbag": "a folder with the metadata.yaml of a bag, or a file .mcap, .db3 or .bag",
     "re10k": "a folder of camera text files whose first line is a URL",
     "procedural": "the word 'procedural'",
 }

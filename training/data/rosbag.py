@@ -15,6 +15,7 @@ import numpy as np
 
 from rays_as_pixels_model.bags import IMAGE_TYPES, choose_info_topic, choose_topic, open_bag
 from rays_as_pixels_model.geometry import Distortion, GeometryError, Intrinsics
+from rays_as_pixels_model.media import is_bag
 
 from . import checks
 from .bag_images import BagImages, bags_as_datasets, decode
@@ -45,7 +46,7 @@ class _Contents:
 
 
 def detect(path: Path) -> bool:
-    return (path / "metadata.yaml").is_file() or (path.is_file() and path.suffix in (".mcap", ".db3", ".bag"))
+    return is_bag(path)
 
 
 def open_videos(
