@@ -8,6 +8,7 @@ states are split; codec and normaliser (buffers) are whole on each process.
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -44,6 +45,20 @@ class Processes:
         total = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(total)
         return total.tolist()
+
+    def agree(self, values: dict[str, object]) -> None:
+        """Compare values by name among the processes, which a launcher may have started with different ones.
+
+        Raises:
+            ValueError: in every process, names those that differ.
+        """
+        own = [float(zlib.crc32(repr(value).encode())) for value in values.values()]
+        pairs = zip(values, own, self.add(own), strict=True)
+        if different := [name for name, mine, total in pairs if total != mine * self.count]:
+            raise ValueError(
+                f"{', '.join(different)} differ among the {self.count} processes (here {values[different[0]]}): start "
+                "all with the same settings, on the same data, with one OUT that all see"
+            )
 
     def wait(self) -> None:
         """Wait until every process is here."""
