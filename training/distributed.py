@@ -39,11 +39,18 @@ class Processes:
         return list(range(self.rank, parts, self.count))
 
     def add(self, values: Sequence[float]) -> list[float]:
-        """Sum numbers over all processes."""
+        """Sum numbers over all processes.
+
+        Raises:
+            ConnectionError: another process has ended.
+        """
         if self.count == 1:
             return list(values)
         total = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(total)
+        try:
+            dist.all_reduce(total)
+        except RuntimeError as error:
+            raise ConnectionError(f"another process has ended, see what it said ({error})") from None
         return total.tolist()
 
     def agree(self, values: dict[str, object]) -> None:

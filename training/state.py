@@ -67,8 +67,8 @@ def save_state(
         _clean(final.parent)
         temporary.mkdir(parents=True)
     processes.wait()
-    if not temporary.is_dir():
-        raise OSError(f"{temporary} of the first process is not here: OUT must be a folder that all processes see")
+    if processes.add([float(not temporary.is_dir())])[0]:
+        raise OSError(f"{temporary} of the first process is not seen by all: OUT must be a folder that all share")
     tensors = _tensors(modules, optimizers)
     if processes.count == 1:
         try:
