@@ -57,14 +57,17 @@ def open_bag(path: Path) -> AnyReader:
 
 
 def bag_messages(
-    path: Path, reader: AnyReader, connections: Sequence[Connection]
+    path: Path, reader: AnyReader, connections: Sequence[Connection], start: int | None = None, stop: int | None = None
 ) -> Iterator[tuple[Connection, int, bytes]]:
     """Yield (connection, time of reception in ns, message) in the order of time; no connections give no message.
+
+    Args:
+        start, stop: only messages received in [start, stop).
 
     Raises:
         BagError: the bag is damaged.
     """
-    messages = reader.messages(connections) if connections else iter(())
+    messages = reader.messages(connections, start, stop) if connections else iter(())
     count = 0
     while True:
         try:

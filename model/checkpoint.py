@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch.overrides import TorchFunctionMode
 
 from .checkpoint_folder import FORMAT, WEIGHTS, CheckpointError, default_checkpoint, own_file, read_config
+from .files import check_writable
 from .joint import RaysAsPixels
 
 __all__ = ["CheckpointError", "default_checkpoint", "load_checkpoint", "read_config", "save_checkpoint"]
@@ -37,12 +38,29 @@ def torch_device(name: str) -> str:
     return name
 
 
-def save_checkpoint(folder: Path | str, model: RaysAsPixels, card: str, training: dict | None = None) -> Path:
-    """Write a checkpoint folder; an existing one is replaced only when the new one is whole."""
+def check_place(folder: Path | str) -> None:
+    """Check before long work that a checkpoint can be written to a folder.
+
+    Raises:
+        CheckpointError: it holds other files, or is a file; MediaError: it cannot be made.
+    """
     folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise CheckpointError(f"{folder} is a file and is not replaced; name a new folder")
     strangers = {path.name for path in folder.iterdir()} - _FILES if folder.is_dir() else set()
     if strangers:
         raise CheckpointError(f"{folder} holds other files ({min(strangers)}) and is not replaced; name a new folder")
+    check_writable(folder)
+
+
+def save_checkpoint(folder: Path | str, model: RaysAsPixels, card: str, training: dict | None = None) -> Path:
+    """Write a checkpoint folder; an existing one is replaced only when the new one is whole.
+
+    Raises:
+        CheckpointError, MediaError: see `check_place`.
+    """
+    folder = Path(folder)
+    check_place(folder)
     temporary = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)

@@ -79,7 +79,8 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
     roots = [_root(x) for x in (a, b)]
     shared = np.linalg.svd(roots[0] @ roots[1].T, compute_uv=False).sum()
     traces = sum(float((root**2).sum()) for root in roots)
-    return float(((a.mean(0) - b.mean(0)) ** 2).sum() + traces - 2 * shared)
+    distance = float(((a.mean(0) - b.mean(0)) ** 2).sum() + traces - 2 * shared)
+    return max(distance, 0.0)  # of equal sets rounding may leave a little less
 
 
 def _root(x: np.ndarray) -> np.ndarray:

@@ -393,6 +393,19 @@ def test_inconsistent_bags_say_what_is_wrong(tmp_path, recorded, message_):
     assert str(tmp_path / "drive") in str(error.value)
 
 
+def test_a_bag_that_is_damaged_in_its_middle(tmp_path):
+    """Found when its messages are read, or when an image is, after it was opened."""
+    file = next(write_bag(tmp_path / "drive", messages(), StoragePlugin.SQLITE3).glob("*.db3"))
+    whole = bytearray(file.read_bytes())
+    (video,) = open_dataset(tmp_path / "drive")
+    middle = len(whole) // 2 // 4096 * 4096
+    whole[middle : middle + 8192] = b"\x77" * 8192
+    file.write_bytes(whole)
+    for read in (lambda: open_dataset(tmp_path / "drive"), lambda: [video.load(i) for i in range(len(video))]):
+        with pytest.raises(DatasetError, match=r"drive: damaged after \d+ messages: .*malformed"):
+            read()
+
+
 def test_a_file_that_is_no_bag(tmp_path):
     Path(tmp_path / "drive.mcap").write_bytes(b"nothing")
     with pytest.raises(DatasetError, match=r"drive\.mcap: not a readable bag"):

@@ -16,7 +16,7 @@ from rays_as_pixels_model.comparison import psnr
 from rays_as_pixels_model.geometry import Intrinsics, invert, rotation_angle_deg
 from rays_as_pixels_model.pipeline import Pipeline
 from rays_as_pixels_training import evaluate
-from rays_as_pixels_training.data.posed import PosedVideo
+from rays_as_pixels_training.data.posed import DatasetError, PosedVideo
 from rays_as_pixels_training.data.procedural import ClipConfig
 from rays_as_pixels_training.eval_pose import (
     clip_trajectories,
@@ -217,6 +217,24 @@ def test_frames_of_several_cameras_are_judged_as_one(pipe):
     assert min(psnr(window.frames[0], frame) for frame in window.frames[1:]) > 30
     assert min(psnr(window.full()[0], frame) for frame in window.full()[1:]) > 30
     assert psnr(pictures[0], pictures[1]) < 25
+
+
+def test_a_video_that_cannot_be_judged_is_left_out_with_its_reason(pipe):
+    """One that is too short, as a gap in a bag's poses leaves it, and one that stands still, of unknown scale."""
+    frames, size, said = pipe.config.frames, (pipe.config.width, pipe.config.height), []
+    grey = np.full((size[1], size[0], 3), 128, np.uint8)
+
+    def video(name, count, scale):
+        times, poses = np.arange(float(count)), np.tile(np.eye(4), (count, 1, 1))
+        cameras = [Intrinsics.from_fov(60, *size)] * count
+        return PosedVideo(name, times, poses, cameras, lambda i: grey, scene_scale=np.ones(count) if scale else None)
+
+    good, short, still = video("good", frames + 1, True), video("short", frames, True), video("still", 9, False)
+    assert [w.clip for w in video_windows([still, short, good], 9, frames, size, say=said.append)] == ["good"]
+    assert said[0].startswith(f"left out short: a window of {frames} frames") and said[1].startswith("left out still:")
+    for videos, why in (([short], "long enough"), ([still], "scale")):
+        with pytest.raises(DatasetError, match=why):
+            video_windows(videos, 9, frames, size)
 
 
 @pytest.mark.slow

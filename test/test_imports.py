@@ -35,9 +35,9 @@ EMBEDDED_ROS_FILES = {
 }  # fmt: skip
 # model/, lower to higher: a file imports only from before it.
 MODEL_ORDER = [
-    "config", "geometry", "media", "bags", "comparison", "raxels", "pluecker", "layout", "layers", "transformer", "wan",
-    "codec", "wan_codec", "engine", "joint", "schedule", "sampler", "memory", "checkpoint_folder", "checkpoint",
-    "calibration", "wan_weights", "onnx_engine", "results", "features", "closed_loop", "joint_generation",
+    "config", "geometry", "media", "files", "bags", "comparison", "raxels", "pluecker", "layout", "layers",
+    "transformer", "wan", "codec", "wan_codec", "engine", "joint", "schedule", "sampler", "memory", "checkpoint_folder",
+    "checkpoint", "calibration", "wan_weights", "onnx_engine", "results", "features", "closed_loop", "joint_generation",
     "pipeline", "export",
 ]  # fmt: skip
 

@@ -16,9 +16,12 @@ import torch
 from rendered_video import INTRINSICS, rendered
 from test_datasets import write_posed_images
 
-from rays_as_pixels_model.checkpoint import load_checkpoint
+from rays_as_pixels_model.checkpoint import load_checkpoint, save_checkpoint
+from rays_as_pixels_model.config import preset
 from rays_as_pixels_model.geometry import fit_frames, invert
+from rays_as_pixels_model.joint import RaysAsPixels
 from rays_as_pixels_ros.cli import main as command
+from rays_as_pixels_training import cache, fit_codec
 from rays_as_pixels_training.config import RunConfig, TrainConfig
 from rays_as_pixels_training.data.clips import ClipCut, cut_clip
 from rays_as_pixels_training.data.latents import LatentEncoder, LatentSource, open_shards
@@ -366,8 +369,35 @@ def test_latents_of_another_codec_are_refused(tmp_path):
         source.check_codec(model)
 
 
+def test_fitting_a_codec_tells_what_is_wrong_before_the_work(tmp_path, monkeypatch, capsys):
+    def work(*_, **__):
+        raise AssertionError("bad input is told first")
+
+    monkeypatch.setattr(fit_codec, "fit_codec", work)
+    start = save_checkpoint(tmp_path / "start", RaysAsPixels(preset("micro")), "card")
+    write(tmp_path / "frames", many(1), cut=ClipCut(5, 96, 64))
+    arguments = [str(start), "--data", str(tmp_path / "frames"), "--out"]
+    assert fit_codec.main([*arguments, str(tmp_path / "frames")]) == 1
+    assert "frames holds other files (plan.json) and is not replaced" in capsys.readouterr().err
+    (start / "README.md").unlink()
+    assert fit_codec.main([*arguments, str(tmp_path / "out")]) == 1
+    assert "README.md" in capsys.readouterr().err
+
+
+def test_a_stopped_command_says_how_to_go_on(tmp_path, monkeypatch, capsys):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cache, "_run", stop)
+    assert command(["cache", "--data", "x", "--out", str(tmp_path)]) == 130
+    assert capsys.readouterr().err == "stopped; the same command writes the shards that are missing\n"
+
+
 def test_the_command_says_what_is_wrong_in_one_line(tmp_path, capsys):
     write_posed_images(tmp_path / "data")
+    pool = tmp_path / "pool"
+    pool.mkdir()
+    (pool / "pool.json").write_text("{}")
     good = ["cache", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "out")]
     for arguments, code, message in [
         ([*good, "--size", "96"], 2, "argument --size: '96' is not WIDTHxHEIGHT, e.g. 96x64"),
@@ -378,6 +408,7 @@ def test_the_command_says_what_is_wrong_in_one_line(tmp_path, capsys):
         ([*good, "--kind", "tum"], 1, "no dataset here or in the folders below. Looked for tum"),
         ([*good, "--option", "fps=3"], 1, "posed_images has no option fps; it has metric"),
         ([*good], 1, "none of the 1 videos has the 13 frames"),
+        (["cache", "--data", str(pool), "--out", "o"], 1, "a pool of clips is trained on as it is: "),
     ]:
         try:
             status = command(arguments)

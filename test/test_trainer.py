@@ -3,6 +3,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,6 +18,7 @@ from rays_as_pixels_model.checkpoint import load_checkpoint, save_checkpoint
 from rays_as_pixels_model.config import preset
 from rays_as_pixels_model.joint import RaysAsPixels
 from rays_as_pixels_model.media import read_image
+from rays_as_pixels_training import validation
 from rays_as_pixels_training.cli_config import Settings, parse
 from rays_as_pixels_training.config import RunConfig, TrainConfig
 from rays_as_pixels_training.data.procedural import ClipPool
@@ -225,6 +227,51 @@ def test_a_run_evaluates_draws_and_keeps_the_best(trainer, tmp_path):
         assert all(name.format(task) in lines[4] for task in tasks)
     events = b"".join(p.read_bytes() for p in (out / "tensorboard").iterdir())
     assert b"eval/score" in events and b"held_out" in events and b"gradient_z/" in events
+
+
+@pytest.mark.slow
+def test_a_best_score_of_another_way_of_scoring_is_measured_anew(trainer, tmp_path, monkeypatch):
+    said, out = [], tmp_path / "run"
+    one = trainer(run={"eval_every": 1, "eval_clips": 4}, steps=9)
+    one.say = said.append
+
+    def step() -> dict:
+        """Train one step more; what is known of the best weights."""
+        asked = iter([False])
+        one.run(stop=lambda: next(asked, True))
+        return read_facts(states(out)[-1])["best"]
+
+    first = step()
+    assert first["scored"]["view_steps"] == 1 and not said
+    monkeypatch.setattr(validation, "_VIEW_STEPS", 2)
+    worse = {**first, "score": first["score"] - 1}  # nothing could beat it
+    one.best = worse
+    second = step()
+    assert "best weights, of step 1," in said[0] and "(view_steps 1 -> 2): score" in said[0]
+    assert second["scored"]["view_steps"] == 2 and second["score"] > worse["score"]
+    anew = float(said[0].split()[-1])
+    assert second["score"] == anew if second["step"] == 1 else second["score"] < anew
+    one.best = {k: v for k, v in worse.items() if k != "scored"}  # as older versions wrote it
+    shutil.rmtree(out / "best")
+    assert step()["step"] == 3 and said[1:] == [said[1]] and "not known how): their score counts no more" in said[1]
+
+
+def test_a_model_of_two_passes_that_is_trained_for_one_says_so(trainer):
+    said = []
+    one = trainer()
+    assert one.learner.model.config.pose_passes == 2
+    Trainer(replace(one.config, turned=0.0), replace(one.run_config, out=one.out / "b"), one.source, say=said.append)
+    assert said == ["pose steps train the first of the model's 2 passes only: turned is 0"]
+
+
+def test_processes_that_were_started_differently_are_told_what_differs(monkeypatch):
+    words, two = [], Processes(count=2)
+    monkeypatch.setattr(Processes, "add", lambda self, values: words.append(values) or [2 * v for v in values])
+    two.agree({"lr": 0.2, "batch": 4})
+    monkeypatch.setattr(Processes, "add", lambda self, values: [a + b for a, b in zip(values, words[0], strict=True)])
+    two.agree({"lr": 0.2, "batch": 4})
+    with pytest.raises(ValueError, match=r"^lr differ among the 2 processes \(here 0.1\)"):
+        two.agree({"lr": 0.1, "batch": 4})
 
 
 def test_changed_settings_are_said_and_another_model_is_refused(trainer):

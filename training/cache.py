@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from pathlib import Path
 from typing import NoReturn
 
@@ -21,6 +22,7 @@ from .data.registry import KINDS, parse_options
 _PROG = "rays-as-pixels cache"
 _JUDGED = 3  # videos whose cameras are compared with their pictures
 _SUSPICIOUS_PX = 2.0
+_TELL_EVERY = 30  # seconds between two lines where there is no terminal to draw a bar on
 
 
 class _Parser(argparse.ArgumentParser):
@@ -82,6 +84,9 @@ def main(argv: list[str] | None = None) -> int:
         _run(args, options, cut, store, encode)
     except (DatasetError, MediaError, OSError) as error:
         return _fail(error, 1)
+    except KeyboardInterrupt:
+        print("stopped; the same command writes the shards that are missing", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -128,10 +133,18 @@ def _run(args: argparse.Namespace, options: dict, cut, store: dict, encode) -> N
     plan = make_plan(videos, cut, store, args.clips_per_shard)
     columns = (TextColumn("clips"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("clips", total=plan["planned_clips"])
+        task, told = bar.add_task("clips", total=plan["planned_clips"]), time.monotonic()
+
+        def show(count: int) -> None:
+            nonlocal told
+            bar.update(task, completed=count)
+            if not console.is_terminal and time.monotonic() - told > _TELL_EVERY:
+                told = time.monotonic()
+                console.print(f"{count} of {plan['planned_clips']} clips")
+
         done = write_shards(
             videos, args.out, plan, cut, encode,
-            on_clip=lambda count: bar.update(task, completed=count),
+            on_clip=show,
             on_skip=lambda why: console.print(f"left out {why}", markup=False),
         )  # fmt: skip
     console.print(f"wrote {done['clips']} clips in {len(done['shards'])} shards to {args.out}", markup=False)

@@ -8,6 +8,7 @@ states are split; codec and normaliser (buffers) are whole on each process.
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -38,12 +39,33 @@ class Processes:
         return list(range(self.rank, parts, self.count))
 
     def add(self, values: Sequence[float]) -> list[float]:
-        """Sum numbers over all processes."""
+        """Sum numbers over all processes.
+
+        Raises:
+            ConnectionError: another process has ended.
+        """
         if self.count == 1:
             return list(values)
         total = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(total)
+        try:
+            dist.all_reduce(total)
+        except RuntimeError as error:
+            raise ConnectionError(f"another process has ended, see what it said ({error})") from None
         return total.tolist()
+
+    def agree(self, values: dict[str, object]) -> None:
+        """Compare values by name among the processes, which a launcher may have started with different ones.
+
+        Raises:
+            ValueError: in every process, names those that differ.
+        """
+        own = [float(zlib.crc32(repr(value).encode())) for value in values.values()]
+        pairs = zip(values, own, self.add(own), strict=True)
+        if different := [name for name, mine, total in pairs if total != mine * self.count]:
+            raise ValueError(
+                f"{', '.join(different)} differ among the {self.count} processes (here {values[different[0]]}): start "
+                "all with the same settings, on the same data, with one OUT that all see"
+            )
 
     def wait(self) -> None:
         """Wait until every process is here."""

@@ -73,7 +73,12 @@ def in_first_camera(T_world_camera: np.ndarray, unit: float) -> np.ndarray:
 
 
 def video_windows(
-    videos: Sequence[PosedVideo], count: int, frames: int, size: tuple[int, int], stride: int = 1
+    videos: Sequence[PosedVideo],
+    count: int,
+    frames: int,
+    size: tuple[int, int],
+    stride: int = 1,
+    say: Callable[[str], None] = lambda text: None,
 ) -> list[EvalWindow]:
     """Cut windows that meet at their end frames from every video, so that they chain to a trajectory.
 
@@ -83,21 +88,23 @@ def video_windows(
         count: at most this many windows in all.
         frames: T; size: (width, height) of the model.
         stride: frames from one frame of a window to the next.
+        say: told which videos are left out, and why.
 
     Raises:
-        DatasetError: a video is too short for one window and the step before it.
+        DatasetError: no video is long enough for one window and the step before it, or of none could the scene's scale
+            be measured; a frame cannot be read.
     """
+    span = stride * (frames - 1)
+    least = stride + span + 1
+    if short := [video.name for video in videos if len(video) < least]:
+        why = f"a window of {frames} frames at stride {stride} and the step before it need {least} frames"
+        if len(short) == len(videos):
+            raise DatasetError(f"none of the {len(videos)} videos is long enough: {why}; take a smaller stride")
+        say(f"left out {', '.join(short)}: {why}")
+        videos = [video for video in videos if len(video) >= least]
     if len(videos) > count:
         videos = [videos[i] for i in np.linspace(0, len(videos) - 1, count).round().astype(int)]
-    span = stride * (frames - 1)
-    starts = []
-    for video in videos:
-        if len(video) < stride + span + 1:
-            raise DatasetError(
-                f"{video.name}: {len(video)} frames; a window of {frames} frames at stride {stride} and the step "
-                f"before it need {stride + span + 1}"
-            )
-        starts.append(np.arange(stride, len(video) - span, span))
+    starts = [np.arange(stride, len(video) - span, span) for video in videos]
     total = sum(map(len, starts))
     if total > count:
         shares = [max(1, len(s) * count // total) for s in starts]
@@ -106,8 +113,14 @@ def video_windows(
         ]
     windows = []
     for video, own in zip(videos, starts, strict=True):
-        known = with_scene_scale(video)
+        try:
+            known = with_scene_scale(video)
+        except DatasetError as error:
+            say(f"left out {error}")
+            continue
         windows += [_video_window(known, int(start), frames, size, stride) for start in own]
+    if not windows:
+        raise DatasetError(f"none of {len(videos)} videos could be used: of none could the scene's scale be measured")
     return windows
 
 

@@ -93,7 +93,7 @@ def _run(args) -> int:
     # Heavy imports only now: --help must answer at once.
     from importlib.util import find_spec
 
-    from rays_as_pixels_model.files import write_text
+    from rays_as_pixels_model.files import check_writable, write_text
     from rays_as_pixels_model.pipeline import Pipeline
 
     from .eval_pose import clip_trajectories, find_cameras
@@ -104,6 +104,8 @@ def _run(args) -> int:
     for module, what in (("evo", "ATE and RPE"), ("pycolmap", "the row colmap")):
         if find_spec(module) is None:
             _note(f"{what} left out: needs {module} (pip install 'rays_as_pixels_ros[eval]')")
+    for path in filter(None, (args.json, args.plots)):
+        check_writable(path)
     pipe = Pipeline.from_checkpoint(args.checkpoint, args.device)
     windows = make_windows(args, pipe)
     found = find_cameras(pipe, windows, args.methods, args.steps, args.seed, args.colmap_windows, _note)
@@ -143,7 +145,7 @@ def make_windows(args, pipe) -> list:
     videos = [(path, video) for path in args.suite for video in open_dataset(path, args.kind, **options)]
     names = Counter(video.name for _, video in videos)
     videos = [v if names[v.name] == 1 else replace(v, name=f"{Path(path).resolve()}: {v.name}") for path, v in videos]
-    return video_windows(videos, args.windows, pipe.config.frames, size, args.stride or 1)
+    return video_windows(videos, args.windows, pipe.config.frames, size, args.stride or 1, _note)
 
 
 def make_report(args, pipe, windows, found, cases, trajectories, weights) -> dict:

@@ -77,20 +77,28 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder of the fitted checkpoint")
     parser.add_argument("--device", default="cpu", help="where the codec runs (default cpu)")
     args = parser.parse_args(argv)
-    from rays_as_pixels_model.checkpoint import load_checkpoint, read_config, save_checkpoint, torch_device
+    from rays_as_pixels_model.checkpoint import (
+        check_place,
+        load_checkpoint,
+        read_config,
+        save_checkpoint,
+        torch_device,
+    )
 
     from .data.shards import ShardSource
 
     try:
         device = torch_device(args.device)
-        model, source = load_checkpoint(args.checkpoint), ShardSource(args.data)
+        _, config, training = read_config(args.checkpoint)
+        card, source = (args.checkpoint / "README.md").read_text(), ShardSource(args.data)
+        if misfit := source.misfit(config):
+            raise ValueError(f"--data {args.data} {misfit}")
+        check_place(args.out)
+        model = load_checkpoint(args.checkpoint)
         if model.normaliser.rays_fitted:
             raise ValueError(f"checkpoint {args.checkpoint} is fitted already: use it as it is")
-        if misfit := source.misfit(model.config):
-            raise ValueError(f"--data {args.data} {misfit}")
         fit_codec(model, source, device=device)
-        card = (args.checkpoint / "README.md").read_text()
-        save_checkpoint(args.out, model, card, read_config(args.checkpoint)[2])
+        save_checkpoint(args.out, model, card, training)
     except (ValueError, OSError) as error:
         print(f"{parser.prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1

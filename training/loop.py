@@ -41,7 +41,7 @@ from .pictures import contact_sheet
 from .records import Records
 from .state import load_state, read_facts, save_state, states
 from .tasks import draw_step, to_device
-from .validation import estimate, read_held_out, render_held_out, score
+from .validation import estimate, read_held_out, render_held_out, score, way_of_scoring
 
 _FIXED = ("preset", "attention", "camera_encoding", "optimizer")  # a state fits no other
 
@@ -104,8 +104,12 @@ class Trainer:
                 f"clips are {self.source.height}x{self.source.width}, but preset {config.preset!r} takes "
                 f"{shape.height}x{shape.width}"
             )
-        if shape.views == "difference" and config.tasks[1] > 0 and hasattr(self.source, "check_codec"):
+        latents = hasattr(self.source, "check_codec")
+        if shape.views == "difference" and config.tasks[1] > 0 and latents:
             raise ValueError(LATENT_VIEWS)
+        if shape.pose_passes > 1 and config.tasks[0] > 0 and (latents or not config.turned):
+            why = "latents cannot be turned" if latents else "turned is 0"
+            self.say(f"pose steps train the first of the model's {shape.pose_passes} passes only: {why}")
         longest = max(shape.frames if config.tasks[0] + config.tasks[2] > 0 else 0, config.view_frames)
         if config.mixed:
             longest = max(longest, shape.frames, config.mixed_images)
@@ -148,8 +152,8 @@ class Trainer:
         wanted = model_config(config)
         if facts is not None:
             return ModelConfig.from_dict(facts["model"])
-        if self.run_config.init is None:
-            return wanted
+        if self.run_config.init is None:  # what is never turned knows one pass
+            return wanted if config.turned else replace(wanted, pose_passes=1)
         _, found, _ = read_config(self.run_config.init)
         for name, a, b in (
             ("preset", found.preset, wanted.preset),
@@ -158,8 +162,9 @@ class Trainer:
         ):
             if a != b:
                 raise CheckpointError(f"checkpoint {self.run_config.init} has {name} {a!r}, but {b!r} was asked for")
-        if found.views != wanted.views:
-            self.say(f"views: {found.views}, as in {self.run_config.init}; new models of this preset: {wanted.views}")
+        for name in ("views", "pose_passes"):
+            if (a := getattr(found, name)) != (b := getattr(wanted, name)):
+                self.say(f"{name}: {a}, as in {self.run_config.init}; new models of this preset: {b}")
         return found
 
     def _weights(self, shape: ModelConfig, fresh: bool) -> RaysAsPixels:
@@ -268,13 +273,30 @@ class Trainer:
         if evaluate:
             result = score(found, self.config.tasks, self.config.mixed)
             records.write({"step": self.step, **{f"eval/{k}": v for k, v in result.items()}})
+            way = way_of_scoring(self._clips(), self.config.tasks, self.config.mixed)
+            if self.best and self.best.get("scored") != way:
+                self._score_best_anew(way)
             if not self.best or result["score"] < self.best["score"]:
-                self.best = {"step": self.step, **result}
+                self.best = {"step": self.step, **result, "scored": way}
                 self.export(self.out / "best", f"# Best weights of a run\n\nStep {self.step}: {result}\n")
         if draw and self.processes.first:
             sheet = contact_sheet(found)
             write_png(self.out / "pictures" / f"{self.step:08d}.png", sheet)
             records.picture(self.step, "held_out", sheet)
+
+    def _score_best_anew(self, way: dict) -> None:
+        """Score the best weights in the way of this run, or forget their score where they cannot be read as they are:
+        among several processes, which hold a model split."""
+        how = ", ".join(differences(self.best.get("scored", {}), way)) or "it is not known how"
+        said = f"the best weights, of step {self.best['step']}, were scored in another way ({how})"
+        if self.processes.count > 1 or not (self.out / "best").is_dir():
+            self.say(f"{said}: their score counts no more")
+            self.best = {}
+            return
+        found = estimate(load_checkpoint(self.out / "best"), self._clips(), self.learner.device)
+        result = score(found, self.config.tasks, self.config.mixed)
+        self.say(f"{said}: score {self.best['score']} -> {result['score']}")
+        self.best = {"step": self.best["step"], **result, "scored": way}
 
     def _clips(self) -> ClipArrays:
         if self._held_out is None:

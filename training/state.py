@@ -57,7 +57,7 @@ def save_state(
     A step whose state is there already is left as it is: the end of a run that had just been saved.
 
     Raises:
-        OSError: the state cannot be written; the older ones are as they were.
+        OSError: the state cannot be written, or not by all processes; the older ones are as they were.
     """
     final = out / "states" / f"{step:08d}"
     if processes.add([float(processes.first and final.exists())])[0]:
@@ -67,6 +67,8 @@ def save_state(
         _clean(final.parent)
         temporary.mkdir(parents=True)
     processes.wait()
+    if processes.add([float(not temporary.is_dir())])[0]:
+        raise OSError(f"{temporary} of the first process is not seen by all: OUT must be a folder that all share")
     tensors = _tensors(modules, optimizers)
     if processes.count == 1:
         try:

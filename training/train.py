@@ -55,6 +55,8 @@ def _fail(error: object, code: int) -> int:
 def _train(settings: Settings, processes) -> int:
     from rich.console import Console
 
+    from rays_as_pixels_model.checkpoint import check_place
+    from rays_as_pixels_model.files import check_writable
     from rays_as_pixels_model.scenes import TextureBank
 
     from .loop import Trainer
@@ -71,8 +73,11 @@ def _train(settings: Settings, processes) -> int:
                 raise ValueError(f"renew needs a process that renders, and {processes.count} train: leave it out")
             if run.textures:
                 TextureBank.default(folder=run.textures)  # a wrong folder is told here, not by each worker
-            run.out.mkdir(parents=True, exist_ok=True)
+            check_writable(run.out / "states")
+            if run.export:
+                check_place(run.export)
             source = _open_source(settings, processes)
+            processes.agree(_of_all(settings, source))
         except ValueError as error:
             return _fail(error, 2)
         _say_unused(run, processes, console)
@@ -148,6 +153,15 @@ def _say_unused(run: RunConfig, processes, console) -> None:
     given = [f"--{name} {' '.join(v) if isinstance(v, list) else v}" for name, v in given]
     if given:
         console.print(f"not used: {', '.join(given)}; {why}", markup=False, soft_wrap=True)
+
+
+def _of_all(settings: Settings, source) -> dict[str, object]:
+    """What must be the same in every process; of paths, which may differ among machines, whether they are given."""
+    from .state import states
+
+    run = {k: bool(v) if isinstance(v, str | list) else v for k, v in settings.run.to_dict().items()}
+    past = [state.name for state in states(settings.run.out)]
+    return {**settings.train.to_dict(), **run, "data": source.contents, "the last state in OUT": past[-1:]}
 
 
 def _open_source(settings: Settings, processes):

@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """A quick evaluation during training, on held-out clips that stay the same: it chooses the best weights.
 
-`rays-as-pixels eval` is the full one. Here: the last frame's camera against the first's with one denoising step, and
-one view from one source with one. Each error is taken relative to a guess that costs nothing (the camera stands still;
-the view is the source as the model is given it: turned, where its views are differences), and the score is their mean
-over the tasks that are trained: below 1 is better than guessing.
+`rays-as-pixels eval` is the full one. Here: the last frame's camera against the first's with one denoising step of one
+pass (`ModelConfig.pose_passes`), and one view from one source with one. Each error is taken relative to a guess that
+costs nothing (the camera stands still; the view is the source as the model is given it: turned, where its views are
+differences), and the score is their mean over the tasks that are trained: below 1 is better than guessing.
 
 Axes: N windows, T frames.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +34,7 @@ from .data.windows import WindowBatch, cut_windows
 from .held_out import held_out_clips
 from .metrics import last_against_first, pose_errors
 
-_BATCH, _POSE_STEPS, _VIEW_STEPS, _STRIDE = 16, 1, 1, 2
+_BATCH, _PASSES, _POSE_STEPS, _VIEW_STEPS, _STRIDE = 16, 1, 1, 1, 2
 
 
 def render_held_out(count: int, config: ClipConfig, textures: str | None = None) -> ClipArrays:
@@ -98,6 +99,20 @@ def estimate(model: RaysAsPixels, clips: ClipArrays, device: torch.device) -> Es
         sources = views.frames[part, :1].to(device)
         targets.append(pipe.render_batch(sources, rays[part].to(device), _VIEW_STEPS, generator)[:, 0].float().cpu())
     return Estimates(pose, torch.cat(raxels), views, torch.cat(targets))
+
+
+def way_of_scoring(clips: ClipArrays, tasks: tuple[float, float, float], mixed: float = 0.0) -> dict:
+    """Say how `score` comes about: only scores of the same way can be compared."""
+    digest = hashlib.sha256(clips.frames.tobytes() + clips.poses.tobytes() + clips.scales.tobytes()).hexdigest()[:12]
+    return {
+        "clips": f"{len(clips.frames)} ({digest})",
+        "passes": _PASSES,
+        "pose_steps": _POSE_STEPS,
+        "view_steps": _VIEW_STEPS,
+        "stride": _STRIDE,
+        "poses_count": tasks[0] > 0,
+        "views_count": sum(tasks[1:]) + mixed > 0,
+    }
 
 
 def score(found: Estimates, tasks: tuple[float, float, float], mixed: float = 0.0) -> dict[str, float]:

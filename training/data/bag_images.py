@@ -5,13 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 
 import cv2
 import numpy as np
 from rosbags.highlevel import AnyReader
 
-from rays_as_pixels_model.bags import BagError, open_bag
+from rays_as_pixels_model.bags import BagError, bag_messages, open_bag
 
 from .posed import DatasetError
 
@@ -80,14 +81,12 @@ class BagImages:
         self._reader: AnyReader | None = None
 
     def __call__(self, index: int) -> np.ndarray:
-        if self._reader is None:
-            with bags_as_datasets():
-                self._reader = open_bag(self._path)
-        connections = [c for c in self._reader.connections if c.topic == self._topic]
         time = int(self._received[index])
         skip = index - int(np.searchsorted(self._received, time))  # images received at the very same time before it
-        for connection, _, raw in self._reader.messages(connections, start=time, stop=time + 1):
-            if skip == 0:
+        with bags_as_datasets():
+            self._reader = self._reader or open_bag(self._path)
+            connections = [c for c in self._reader.connections if c.topic == self._topic]
+            messages = bag_messages(self._path, self._reader, connections, time, time + 1)
+            for connection, _, raw in islice(messages, skip, None):
                 return decode(self._reader.deserialize(raw, connection.msgtype), f"{self._path}: {self._topic} {index}")
-            skip -= 1
         raise DatasetError(f"{self._path}: image {index} of {self._topic} is gone: the bag changed while it was read")

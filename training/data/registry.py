@@ -58,6 +58,8 @@ def open_dataset(path: str | os.PathLike, kind: str = "auto", **options) -> Sequ
         raise DatasetError(f"{path}: no such file or folder")
     kinds = [name for name in KINDS if name != "procedural"] if kind == "auto" else [kind]
     found = list(_find(path, kinds, _DEPTH))
+    if not found and (path / "pool.json").is_file():
+        raise DatasetError(f"{path}: a pool of clips is trained on as it is: rays-as-pixels train --pool {path}")
     if not found:
         wanted = "; ".join(f"{name}: {KINDS[name]}" for name in kinds)
         raise DatasetError(f"{path}: no dataset here or in the folders below. Looked for {wanted}")

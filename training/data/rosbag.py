@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rays_as_pixels_model.bags import IMAGE_TYPES, choose_info_topic, choose_topic, open_bag
+from rays_as_pixels_model.bags import IMAGE_TYPES, bag_messages, choose_info_topic, choose_topic, open_bag
 from rays_as_pixels_model.geometry import Distortion, GeometryError, Intrinsics
 from rays_as_pixels_model.media import is_bag
 
@@ -93,7 +93,7 @@ def open_videos(
                 info_topic = choose_info_topic(path, topics, image_topic, camera_info_topic, option)
             if odometry_topic:
                 choose_topic(path, topics, (_ODOMETRY,), odometry_topic, "odometry_topic")
-        contents = _read(path, reader, topics, image_topic, info_topic, odometry_topic)
+            contents = _read(path, reader, topics, image_topic, info_topic, odometry_topic)
     finally:
         reader.close()
     where = f"{path}: {image_topic}"
@@ -137,7 +137,8 @@ def _read(path: Path, reader, topics, image_topic: str, info_topic: str | None, 
     rectified = image_topic.removesuffix("/compressed").rpartition("/")[2].startswith("image_rect")  # as the nodes
     lenses: dict[_StatedCamera, Undistorter] = {}
     counts: dict[str, int] = {}
-    for connection, received, raw in reader.messages([c for c in reader.connections if c.topic in wanted]):
+    connections = [c for c in reader.connections if c.topic in wanted]
+    for connection, received, raw in bag_messages(path, reader, connections):
         topic = connection.topic
         message = reader.deserialize(raw, connection.msgtype)
         number = counts[topic] = counts.get(topic, -1) + 1
