@@ -146,6 +146,7 @@ class CameraNode(LifecycleNode):
         memory.release_memory(device)
 
     def _end(self) -> None:
+        """Stop, and free the model whether or not that went well."""
         try:
             self._stop()
         finally:

@@ -73,6 +73,7 @@ class TrajectoryNode(CameraNode):
     # Life
 
     def _configured(self) -> None:
+        self._check_frames()
         config = self._pipeline.config
         self._windows = WindowBuffer(
             config.frames, self._p.window_hop, self._p.window_stride, self._p.queue_size, prepare=self._prepare
@@ -95,6 +96,20 @@ class TrajectoryNode(CameraNode):
         self._last_stamp = -1
         self._loop_at = time.monotonic() + self._p.loop_every
         self._shown_at, self._to_show = 0.0, None
+
+    def _check_frames(self) -> None:
+        """Raise ValueError where TF would be sent that every listener refuses."""
+        for published, parent, child in (
+            ("publish_map_to_odom_tf", "map_frame", "odom_frame"),
+            ("publish_odom_to_base_tf", "odom_frame", "base_frame"),
+        ):
+            above, below = getattr(self._p, parent), getattr(self._p, child)
+            if not above:
+                raise ValueError(f"parameter {parent} is empty; it must name a frame")
+            if above == below and getattr(self._p, published):
+                raise ValueError(
+                    f"parameters {parent} and {child} are both '{above}'; they must differ, or {published} be false"
+                )
 
     def _activated(self) -> None:
         self._paused = False
@@ -286,7 +301,13 @@ class TrajectoryNode(CameraNode):
         transforms = []
         if self._p.publish_map_to_odom_tf:
             transforms.append(conversions.transform_message(tracked.T_map_odom, item.stamp, map_frame, odom_frame))
-        if self._p.publish_odom_to_base_tf:
+        if self._p.publish_odom_to_base_tf and not child:
+            self.get_logger().warning(
+                f"no transform from '{odom_frame}' to the camera is published: its images have an empty frame_id; set "
+                "that of the camera's driver, or base_frame",
+                throttle_duration_sec=5.0,
+            )
+        elif self._p.publish_odom_to_base_tf:
             transforms.append(conversions.transform_message(tracked.T_odom_base, item.stamp, odom_frame, child))
         if transforms:
             self._tf_broadcaster.sendTransform(transforms)

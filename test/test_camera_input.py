@@ -15,7 +15,7 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 from sensor_msgs.msg import CompressedImage, Image
 from view_goals import pose_at, render, serving
-from wire import START, Process, bad_info, module_domain, until
+from wire import CAMERA, START, Process, bad_info, module_domain, until
 
 from rays_as_pixels_interfaces.action import RenderViews
 from rays_as_pixels_model.geometry import Intrinsics
@@ -153,6 +153,25 @@ def test_an_end_that_does_not_fit_is_told_in_the_diagnostics_until_it_leaves(pee
         until(lambda: "another type or QoS" in line(), "the warning")
         peer.node.destroy_publisher(wrong)
         until(lambda: line() == "ok", "the end of the warning")
+    finally:
+        node.stop()
+        node.destroy_node()
+
+
+def test_images_without_a_frame_id_give_poses_but_no_tf_to_a_frame_without_a_name(peer, capfd):
+    node = TrajectoryNode("nameless", load_pipeline=load, parameter_overrides=[Parameter("base_frame", value="")])
+    poses, sent = [], []
+    node._pose_publisher = SimpleNamespace(publish=poses.append)
+    node._tf_broadcaster = SimpleNamespace(sendTransform=sent.extend)
+    try:
+        node.trigger_configure()
+        node.trigger_activate()
+        for number in range(5):
+            node._on_half(1, c.camera_info(CAMERA, number + 1, ""))
+            node._on_half(0, c.rgb_to_image(picture(number), number + 1, ""))
+        until(lambda: len(poses) == len(sent) == 5, "a window's poses")
+        assert {transform.child_frame_id for transform in sent} == {"odom"}
+        assert "no transform from 'odom' to the camera is published: its images have" in capfd.readouterr().err
     finally:
         node.stop()
         node.destroy_node()

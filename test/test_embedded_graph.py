@@ -184,6 +184,19 @@ def test_who_owns_what_on_the_network(node):
         assert process.stop() == 0
 
 
+@pytest.mark.parametrize("arguments, reason", [
+    (["-r", "__ns:=left"], "Invalid namespace: 'left'"), (["-r", "__node:=a-b"], "Invalid node name: 'a-b'"),
+    (["-r", "image:=/a//b"], "Invalid topic name: '/a//b'"), (["-r", "image"], "not a remapping rule: 'image'"),
+    (["--params-file", "/nowhere.yaml"], "/nowhere.yaml"), (["-p", "a:=["], "while parsing"),
+])  # fmt: skip
+def test_arguments_that_cannot_be_are_refused_at_the_start_as_by_rcl(arguments, reason):
+    from rclpy._rclpy_pybind11 import RCLInvalidROSArgsError
+
+    with pytest.raises(RCLInvalidROSArgsError, match=f"^Failed to parse ROS arguments: .*{reason}"):
+        rclpy.init(args=["--ros-args", *arguments])
+    assert not rclpy.ok()
+
+
 def test_what_is_lacking_is_named(node):
     publisher = node.create_publisher(String, "x", 1)
     for thing, name in (

@@ -284,6 +284,8 @@ def test_a_fast_camera_loses_frames_but_not_the_trajectory(peer, trajectory):
     ("checkpoint", "broken", "broken: not a checkpoint"),
     ("window_hop", 5, "window hop is 5; it must be between 1 and 4"),
     ("scale_source", "model", "this checkpoint's unit is scene scale"),
+    ("odom_frame", "map", "map_frame and odom_frame are both 'map'; they must differ, or publish_map_to_odom_tf be"),
+    ("map_frame", "", "parameter map_frame is empty; it must name a frame"),
     ("image_qos", "maybe", "image_qos is 'maybe'; it must be one of best_effort, reliable"),
 ])  # fmt: skip
 def test_a_bad_parameter_fails_in_configure_with_the_reason(peer, capfd, name, value, reason):
