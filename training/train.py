@@ -135,6 +135,7 @@ def _run_with_bar(trainer, console, stop) -> None:
             progress.update(bar, completed=line["step"], loss=f"{losses}  {rate:.0f} windows/s")
 
         trainer.run(show, stop)
+        progress.update(bar, completed=trainer.step)
 
 
 def _say_unused(run: RunConfig, processes, console) -> None:
