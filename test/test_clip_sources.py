@@ -122,6 +122,26 @@ def test_only_scenes_without_room_are_passed_over_and_not_for_ever(tmp_path, dra
     assert error.strip().endswith("error: cannot read the texture 'x.png'") and "Traceback" not in error
 
 
+def test_a_pool_is_rendered_for_a_preset_and_goes_on_when_it_was_stopped(tmp_path, drawn, monkeypatch, capsys):
+    arguments = [str(tmp_path / "pool"), "--preset", "tiny", "--slots", "2", "--limit"]
+    assert procedural.main([*arguments, "1"]) == 0
+    config, shape = ClipPool(tmp_path / "pool").config, preset("tiny")
+    assert (config.height, config.width) == (shape.height, shape.width) and config.frames >= 2 * shape.frames
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(procedural, "make_clip", stop)
+        assert procedural.main([*arguments, "2"]) == 130
+    assert "stopped; the same command" in capsys.readouterr().err
+    assert procedural.main([*arguments, "2"]) == 0 and ClipPool(tmp_path / "pool").ready().tolist() == [0, 1]
+    assert drawn == [0, 1]
+    with pytest.raises(SystemExit):
+        procedural.main([str(tmp_path / "pool"), "--preset", "huge"])
+    assert "preset 'huge'" in capsys.readouterr().err
+
+
 def _cut_into(tmp_path, pool, *scenes) -> list[ClipPool]:
     """Put the clips of a pool into several, as evenly as it goes, said to be of some scenes."""
     parts = []

@@ -187,7 +187,8 @@ def _open_source(settings: Settings, processes):
             takers = "several processes" if processes.count > 1 else "several pools"
             raise ValueError(
                 f"{folder} holds no clips, and {takers} take them rendered: run `python -m "
-                "rays_as_pixels_training.data.procedural FOLDER --slots N --limit N` first, then give --pool FOLDER"
+                f"rays_as_pixels_training.data.procedural FOLDER --preset {config.preset} --slots N --limit N` first, "
+                "then give --pool FOLDER"
             )
         pools.append(ClipPool(folder, None if exists else clip, config.slots))
     if clip.kind not in (kinds := [pool.config.kind for pool in pools]):
