@@ -122,6 +122,26 @@ def test_only_scenes_without_room_are_passed_over_and_not_for_ever(tmp_path, dra
     assert error.strip().endswith("error: cannot read the texture 'x.png'") and "Traceback" not in error
 
 
+def test_a_pool_is_rendered_for_a_preset_and_goes_on_when_it_was_stopped(tmp_path, drawn, monkeypatch, capsys):
+    arguments = [str(tmp_path / "pool"), "--preset", "tiny", "--slots", "2", "--limit"]
+    assert procedural.main([*arguments, "1"]) == 0
+    config, shape = ClipPool(tmp_path / "pool").config, preset("tiny")
+    assert (config.height, config.width) == (shape.height, shape.width) and config.frames >= 2 * shape.frames
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(procedural, "make_clip", stop)
+        assert procedural.main([*arguments, "2"]) == 130
+    assert "stopped; the same command" in capsys.readouterr().err
+    assert procedural.main([*arguments, "2"]) == 0 and ClipPool(tmp_path / "pool").ready().tolist() == [0, 1]
+    assert drawn == [0, 1]
+    with pytest.raises(SystemExit):
+        procedural.main([str(tmp_path / "pool"), "--preset", "huge"])
+    assert "preset 'huge'" in capsys.readouterr().err
+
+
 def _cut_into(tmp_path, pool, *scenes) -> list[ClipPool]:
     """Put the clips of a pool into several, as evenly as it goes, said to be of some scenes."""
     parts = []
@@ -264,10 +284,11 @@ def test_precision_is_timed_once_in_a_run(tmp_path, pool, monkeypatch):
 
     first = trainer()
     assert first.learner.bf16 and first.config.precision == "bfloat16"
-    assert said == ["precision auto: bfloat16, the faster one here; the run keeps it"]
+    assert said[-1] == "precision auto: bfloat16, the faster one here; the run keeps it"
+    said.clear()
     again = trainer()
-    assert again.learner.bf16 and len(said) == 1, "a second timing would have said float32"
-    assert not trainer(precision="float32").learner.bf16 and "precision bfloat16 -> float32" in said[1]
+    assert again.learner.bf16 and not said, "a second timing would have said float32"
+    assert not trainer(precision="float32").learner.bf16 and "precision bfloat16 -> float32" in said[0]
 
 
 def test_too_few_clips_to_judge_by_are_said_and_none_counts_twice(tmp_path):
@@ -307,4 +328,8 @@ def test_settings_about_rendering_that_nobody_uses_are_told(tmp_path, monkeypatc
 def train_processes():
     from rays_as_pixels_training.distributed import Processes
 
-    return Processes(0, 2)
+    class Alike(Processes):
+        def add(self, values):
+            return [2 * value for value in values]
+
+    return Alike(0, 2)

@@ -215,6 +215,10 @@ def test_folders_of_shards_are_one_source(tmp_path):
     write(tmp_path / "c", many(2), cut=replace(CUT, width=24))
     with pytest.raises(DatasetError, match=r"c/shards\.json: width is 24, but in .*a/shards\.json it is 48"):
         ShardSource(tmp_path)
+    (tmp_path / "c" / "shards.json").unlink()
+    with pytest.raises(DatasetError, match=r"c: is unfinished: the same cache command goes on"):
+        ShardSource(tmp_path)
+    assert ShardSource(tmp_path / "a").clips == 6
 
 
 def test_broken_shards_are_named(tmp_path):

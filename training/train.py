@@ -135,6 +135,7 @@ def _run_with_bar(trainer, console, stop) -> None:
             progress.update(bar, completed=line["step"], loss=f"{losses}  {rate:.0f} windows/s")
 
         trainer.run(show, stop)
+        progress.update(bar, completed=trainer.step)
 
 
 def _say_unused(run: RunConfig, processes, console) -> None:
@@ -186,7 +187,8 @@ def _open_source(settings: Settings, processes):
             takers = "several processes" if processes.count > 1 else "several pools"
             raise ValueError(
                 f"{folder} holds no clips, and {takers} take them rendered: run `python -m "
-                "rays_as_pixels_training.data.procedural FOLDER --slots N --limit N` first, then give --pool FOLDER"
+                f"rays_as_pixels_training.data.procedural FOLDER --preset {config.preset} --slots N --limit N` first, "
+                "then give --pool FOLDER"
             )
         pools.append(ClipPool(folder, None if exists else clip, config.slots))
     if clip.kind not in (kinds := [pool.config.kind for pool in pools]):

@@ -34,7 +34,7 @@ from .data.windows import WindowBatch, cut_windows
 from .held_out import held_out_clips
 from .metrics import last_against_first, pose_errors
 
-_BATCH, _PASSES, _POSE_STEPS, _VIEW_STEPS, _STRIDE = 16, 1, 1, 1, 2
+_BATCH, _POSE_STEPS, _VIEW_STEPS, _STRIDE = 16, 1, 1, 2
 
 
 def render_held_out(count: int, config: ClipConfig, textures: str | None = None) -> ClipArrays:
@@ -106,7 +106,6 @@ def way_of_scoring(clips: ClipArrays, tasks: tuple[float, float, float], mixed: 
     digest = hashlib.sha256(clips.frames.tobytes() + clips.poses.tobytes() + clips.scales.tobytes()).hexdigest()[:12]
     return {
         "clips": f"{len(clips.frames)} ({digest})",
-        "passes": _PASSES,
         "pose_steps": _POSE_STEPS,
         "view_steps": _VIEW_STEPS,
         "stride": _STRIDE,

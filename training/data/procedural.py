@@ -20,7 +20,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from rays_as_pixels_model.config import preset
 from rays_as_pixels_model.geometry import Intrinsics
+
+from ..config import clip_frames
 
 if TYPE_CHECKING:
     from rays_as_pixels_model.scenes import Shot
@@ -231,13 +234,18 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--offset", type=int, default=0)
     parser.add_argument("--limit", type=int)
     parser.add_argument("--textures")
+    parser.add_argument("--preset", default="micro", help="of a new pool: model to train, gives size and frames")
     parser.add_argument("--scenes", default="plain", help="of a new pool: plain, varied, or groups joined by '+'")
     parser.add_argument("--difficulty", type=float, default=1.0, help="of a new pool: 0 to 1 (default: 1)")
     parser.add_argument("--ramp", type=int, default=0, help="of a new pool: clips over which the difficulty rises")
     parser.add_argument("--with-parent", action="store_true", help="end when the process that started this one does")
     args = parser.parse_args(argv)
     try:
-        config = ClipConfig(scenes=args.scenes, difficulty=args.difficulty, ramp=args.ramp)
+        size = preset(args.preset)
+        config = ClipConfig(
+            clip_frames(size.frames), size.height, size.width,
+            scenes=args.scenes, difficulty=args.difficulty, ramp=args.ramp,
+        )  # fmt: skip
     except ValueError as error:
         parser.error(str(error))
     start = time.time()
@@ -256,6 +264,9 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"{parser.prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("stopped; the same command renders the clips that are missing", file=sys.stderr)
+        return 130
     print(f"{args.limit} clips in {time.time() - start:.0f} s")
     return 0
 

@@ -146,6 +146,10 @@ def _find(folder: Path) -> tuple[list[tuple[Path, int]], dict, str]:
         raise DatasetError(
             f"{folder}: holds no {DONE}{unfinished}; make shards with rays-as-pixels cache --data PATH --out {folder}"
         )
+    begun = sorted(folder.glob(f"*/{PLAN}")) if done[0].parent != folder else []
+    for path in begun:  # left out in silence it would be missed, and once finished these would be other shards
+        if not (path.parent / DONE).is_file():
+            raise DatasetError(f"{path.parent}: is unfinished: the same cache command goes on; or move it elsewhere")
     shards, about, digest = [], {}, hashlib.sha256()
     for path in done:
         part = json.loads(path.read_text())
