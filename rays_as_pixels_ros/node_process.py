@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 # What each kind of remapping rule may put in place, and how to say it.
 _WORD = "[A-Za-z_][A-Za-z0-9_]*"
-_PART = "[A-Za-z_{][A-Za-z0-9_{}]*"
 _LETTERS = "letters, digits and _, and do not start with a digit"
 _NODE = (_WORD, f"name of a node: these have {_LETTERS}")
 _NAMESPACE = (f"/|(/{_WORD})+", f"namespace: these start with /, as /robot1; their parts have {_LETTERS}")
-_TOPIC = (f"~|(~?/)?{_PART}(/{_PART})*", f"name of a topic or service: their parts, between single /, have {_LETTERS}")
+_TOPIC = (f"(~?/)?{_WORD}(/{_WORD})*", f"name of a topic or service: their parts, between single /, have {_LETTERS}")
 _KINDS = {"__node": _NODE, "__name": _NODE, "__ns": _NAMESPACE}
 _ARGUMENT_ERRORS = ("RCLInvalidROSArgsError", "UnknownROSArgsError")  # of rclpy, in a module that is its own
+_NOT_PARSED = "Couldn't parse "  # so rcl begins what is wrong with an argument, in an RCLError
 
 
 def reason(error: Exception) -> str:
@@ -68,7 +68,7 @@ def start_ros(args: Sequence[str], **options) -> int:
     try:
         rclpy.init(args=list(args), **options)
     except Exception as error:
-        code = 2 if type(error).__name__ in _ARGUMENT_ERRORS else 1
+        code = 2 if type(error).__name__ in _ARGUMENT_ERRORS or _NOT_PARSED in str(error) else 1
         return _say(f"ROS cannot be started: {reason(error)}", code)
     return 0
 

@@ -99,6 +99,7 @@ WRONG_REMAPS = {
     "__ns:=bad": "'bad' (of __ns:=bad) is no namespace: these start with /, as /robot1",
     "__ns:=/robot/": "'/robot/' (of __ns:=/robot/) is no namespace",
     "image_raw:=/left//image-raw": "'/left//image-raw' (of image_raw:=/left//image-raw) is no name of a topic",
+    "image_raw:={node}/raw": "'{node}/raw' (of image_raw:={node}/raw) is no name of a topic",
     "image_raw": "'image_raw' is no remapping rule: these are FROM:=TO",
 }
 
@@ -116,7 +117,7 @@ def test_a_name_that_cannot_be_is_named_with_what_would_be_right(capfd, main, ou
 
 @pytest.mark.parametrize("rule", [
     "__node:=left_2", "__ns:=/", "__ns:=/robot1/camera", "trajectory_node:__node:=left", "~/pose:=~/left/pose",
-    "image_raw:=/left/image_raw", "image_raw:=left/image_raw", "rostopic://image_raw:={node}_raw",
+    "image_raw:=/left/image_raw", "image_raw:=left/image_raw", "rostopic://image_raw:=left_raw",
 ])  # fmt: skip
 def test_remapping_rules_of_ros_pass(ros_domain, rule):
     """Before and behind the ROS arguments nothing is a rule."""
