@@ -273,7 +273,8 @@ class Trainer:
         if evaluate:
             result = score(found, self.config.tasks, self.config.mixed)
             records.write({"step": self.step, **{f"eval/{k}": v for k, v in result.items()}})
-            way = way_of_scoring(self._clips(), self.config.tasks, self.config.mixed)
+            passes = self.learner.model.config.pose_passes
+            way = way_of_scoring(self._clips(), passes, self.config.tasks, self.config.mixed)
             if self.best and self.best.get("scored") != way:
                 self._score_best_anew(way)
             if not self.best or result["score"] < self.best["score"]:

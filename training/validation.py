@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """A quick evaluation during training, on held-out clips that stay the same: it chooses the best weights.
 
-`rays-as-pixels eval` is the full one. Here: the last frame's camera against the first's with one denoising step of one
-pass (`ModelConfig.pose_passes`), and one view from one source with one. Each error is taken relative to a guess that
-costs nothing (the camera stands still; the view is the source as the model is given it: turned, where its views are
-differences), and the score is their mean over the tasks that are trained: below 1 is better than guessing.
+`rays-as-pixels eval` is the full one. Here: the last frame's camera against the first's with one denoising step in each
+of the model's passes, and one view from one source with one. Each error is taken relative to a guess that costs nothing
+(the camera stands still; the view is the source as the model is given it: turned, where its views are differences), and
+the score is their mean over the tasks that are trained: below 1 is better than guessing.
 
 Axes: N windows, T frames.
 """
@@ -21,16 +21,18 @@ import torch
 from torch import Tensor
 
 from rays_as_pixels_model.config import ModelConfig
-from rays_as_pixels_model.geometry import Intrinsics
+from rays_as_pixels_model.geometry import Intrinsics, invert
 from rays_as_pixels_model.joint import RaysAsPixels
 from rays_as_pixels_model.pipeline import Pipeline
 from rays_as_pixels_model.raxels import read_cameras
+from rays_as_pixels_model.turning import turn_on
 
 from .config import LEAST_CLIPS
 from .data.procedural import ClipConfig
 from .data.source import ClipArrays
 from .data.views import cut_views
 from .data.windows import WindowBatch, cut_windows
+from .eval_pose import estimate_paths, turn_back_each
 from .held_out import held_out_clips
 from .metrics import last_against_first, pose_errors
 
@@ -73,11 +75,12 @@ def read_held_out(
 
 @dataclass(frozen=True)
 class Estimates:
-    """What the model made of held-out windows: raxels (N, T, H/2, W/2, 3) of `pose`, targets (N, H, W, 3) of `views`,
-    whose frames are source and target."""
+    """What the model made of held-out windows: of `pose` the raxels (N, T, H/2, W/2, 3) of a first pass and the cameras
+    (N, T, 4, 4) of the last, targets (N, H, W, 3) of `views`, whose frames are source and target."""
 
     pose: WindowBatch
     raxels: Tensor
+    T_first_camera: np.ndarray
     views: WindowBatch
     targets: Tensor
 
@@ -98,15 +101,35 @@ def estimate(model: RaysAsPixels, clips: ClipArrays, device: torch.device) -> Es
         raxels.append(pipe.estimate_batch(video, given, 0, _POSE_STEPS, generator).float().cpu())
         sources = views.frames[part, :1].to(device)
         targets.append(pipe.render_batch(sources, rays[part].to(device), _VIEW_STEPS, generator)[:, 0].float().cpu())
-    return Estimates(pose, torch.cat(raxels), views, torch.cat(targets))
+    return Estimates(pose, torch.cat(raxels), _cameras(pipe, pose, torch.cat(raxels)), views, torch.cat(targets))
 
 
-def way_of_scoring(clips: ClipArrays, tasks: tuple[float, float, float], mixed: float = 0.0) -> dict:
+def _cameras(pipe: Pipeline, pose: WindowBatch, raxels: Tensor) -> np.ndarray:
+    """Cameras (N, T, 4, 4) from the raxels of the first pass, and from the other passes that the model takes."""
+    height, width = pose.frames.shape[2:4]
+    cameras = [Intrinsics(*k, width, height) for k in pose.intrinsics.tolist()]
+    still, T = np.tile(np.eye(4), (raxels.shape[1], 1, 1)), []
+    for images, camera in zip(raxels.double().numpy(), cameras, strict=True):
+        try:
+            found = read_cameras(images, camera).T_reference_camera
+            T.append(invert(found[0]) @ found)
+        except ValueError:  # no camera made these: the estimate failed
+            T.append(still)
+    T = np.stack(T)
+    for _ in range(pipe.config.pose_passes - 1):
+        turned_by = T[..., :3, :3]
+        seen = turn_back_each(pose.frames, turned_by, cameras)
+        T = turn_on(estimate_paths(pipe, seen, cameras, _POSE_STEPS, passes=1)[0], turned_by)
+    return T
+
+
+def way_of_scoring(clips: ClipArrays, passes: int, tasks: tuple[float, float, float], mixed: float = 0.0) -> dict:
     """Say how `score` comes about: only scores of the same way can be compared."""
     digest = hashlib.sha256(clips.frames.tobytes() + clips.poses.tobytes() + clips.scales.tobytes()).hexdigest()[:12]
     return {
         "clips": f"{len(clips.frames)} ({digest})",
         "pose_steps": _POSE_STEPS,
+        "pose_passes": passes,
         "view_steps": _VIEW_STEPS,
         "stride": _STRIDE,
         "poses_count": tasks[0] > 0,
@@ -117,15 +140,7 @@ def way_of_scoring(clips: ClipArrays, tasks: tuple[float, float, float], mixed: 
 def score(found: Estimates, tasks: tuple[float, float, float], mixed: float = 0.0) -> dict[str, float]:
     """Return errors, those of the guesses, and their mean ratio as `score`: lower is better."""
     truth = last_against_first(found.pose.T_reference_camera.numpy())
-    height, width = found.pose.frames.shape[2:4]
-    cameras = []
-    for images, k in zip(found.raxels.double().numpy(), found.pose.intrinsics.tolist(), strict=True):
-        camera = Intrinsics(*k, width, height)
-        try:
-            cameras.append(read_cameras(images, camera, image_size=(width, height)).T_reference_camera)
-        except ValueError:  # no camera made these: the estimate failed
-            cameras.append(np.tile(np.eye(4), (len(images), 1, 1)))
-    estimated = pose_errors(last_against_first(np.stack(cameras)), truth)
+    estimated = pose_errors(last_against_first(found.T_first_camera), truth)
     still = pose_errors(np.broadcast_to(np.eye(4), truth.shape), truth)
     source, target = found.views.frames[:, 0], found.views.frames[:, 1]
     error, copied = (float((x - target).square().mean()) for x in (found.targets, source))
