@@ -55,7 +55,9 @@ def plot(runs: dict[str, list[dict]], path: Path, skip: int) -> None:
         for name, rows in runs.items():
             evaluated = key.startswith("eval/")
             windows, values = curve(rows, key, 0 if evaluated else skip)
-            axes.plot([w / 1000 for w in windows], values, marker="o" if evaluated else None, linewidth=1.2, label=name)
+            if windows:
+                marker = "o" if evaluated else None
+                axes.plot([w / 1000 for w in windows], values, marker=marker, linewidth=1.2, label=name)
         axes.set(title=title, xlabel="thousand windows")
         axes.grid(alpha=0.3)
         if len(runs) > 1:
