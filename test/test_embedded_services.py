@@ -153,7 +153,7 @@ def test_action_with_feedback_cancel_refusal_failure_and_two_goals_at_once(node,
 
     failed = _wait(node, client.send_goal_async(Count.Goal(steps=666)))
     assert _wait(node, failed.get_result_async()).status == GoalStatus.STATUS_ABORTED
-    assert "a bug in the callback" in server.errors
+    assert spin_until(node, lambda: "a bug in the callback" in server.errors)
 
     both = [_wait(node, client.send_goal_async(Count.Goal(steps=n))) for n in (5, 7)]
     assert [_wait(node, h.get_result_async()).result.reached for h in both] == [5, 7]

@@ -45,7 +45,8 @@ def windows(pipe):
 
 @pytest.fixture
 def knows_the_cameras(pipe, windows, monkeypatch):
-    """A model that decodes the true raxels whatever it is shown."""
+    """A model that decodes the true raxels whatever it is shown: in one pass, as it does not see frames turned back."""
+    monkeypatch.setattr(pipe, "config", replace(pipe.config, pose_passes=1))
     T = torch.from_numpy(np.stack([w.T_first_camera() for w in windows]))
     truth = window_raxels(pipe, T, [w.intrinsics for w in windows])
     monkeypatch.setattr(Pipeline, "estimate_batch", lambda self, video, *_: truth)
@@ -102,7 +103,8 @@ def test_the_default_rows_are_what_the_pipeline_does_by_default(pipe, windows):
     usual = default_steps(Pipeline.estimate_trajectory)
     assert found["rays_as_pixels"] is found[f"rays_as_pixels_{usual}_steps"]
     alone = pipe.estimate_trajectory(windows[0].frames, windows[0].intrinsics).T_reference_camera
-    np.testing.assert_allclose(found["rays_as_pixels"].T_first_camera[0], alone, atol=1e-4)
+    # 1e-3, since frames that the pipeline turns back are rounded
+    np.testing.assert_allclose(found["rays_as_pixels"].T_first_camera[0], alone, atol=1e-3)
     cases = render_cases(pipe, windows[:1], ("rays_as_pixels",), steps=(1,))
     case = windows[0].views["two_sources"]
     views = pipe.render_views(case.sources, case.T_world_source, windows[0].intrinsics, case.T_world_target[None],
