@@ -142,12 +142,10 @@ class Pipeline:
             found = reading.intrinsics
             if left:
                 turned_by = T[:, :3, :3] @ turned_by
-        draws = None
+        T, draws = turn_on(T, turned_by), None
         if samples > 1:
             draws = np.stack([read_cameras(draw, found).T_reference_camera for draw in raxels])
             draws = turn_on(invert(draws[:, reference, None]) @ draws, turned_by)           # (samples, T, 4, 4)
-        T = turn_on(T, turned_by)
-        if draws is not None:
             covariance = covariance + sample_covariance(draws, T)
         mean = raxels_turned_on(raxels.mean(0), reading.T_reference_camera, turned_by, found).astype(np.float32)
         return TrajectoryEstimate(T, found, reading.residual, covariance, mean, draws, turned_by)

@@ -165,12 +165,22 @@ def _estimate_once(
     pipe: Pipeline, video: Tensor, cameras: Sequence[Intrinsics] | None, steps: int, generator: torch.Generator
 ) -> tuple[np.ndarray, list[Intrinsics], np.ndarray]:
     """One pass over windows: T (n, T, 4, 4), camera to first; their cameras, given or found; (n,) bool, those lost."""
-    still, size = identity_path(1, video.shape[1])[0], (pipe.config.width, pipe.config.height)
     first = torch.eye(4, dtype=torch.float32).expand(len(video), 1, 4, 4)
     rays = None if cameras is None else window_raxels(pipe, first, cameras)[:, 0]
-    decoded = pipe.estimate_batch(video.to(pipe.device), rays, 0, steps, generator).double().cpu().numpy()
-    T, found, failed = [], [], []
-    for row, images in enumerate(decoded):
+    decoded = pipe.estimate_batch(video.to(pipe.device), rays, 0, steps, generator)
+    return read_paths(decoded, cameras, (pipe.config.width, pipe.config.height))
+
+
+def read_paths(
+    raxels: Tensor, cameras: Sequence[Intrinsics] | None, size: tuple[int, int]
+) -> tuple[np.ndarray, list[Intrinsics], np.ndarray]:
+    """Read decoded raxels (n, T, h, w, 3) of windows whose images have `size` (width, height).
+
+    Returns:
+        T (n, T, 4, 4), camera to first; the cameras, given or found; (n,) bool: lost, as no camera made them; T stands still.
+    """
+    still, T, found, failed = identity_path(1, raxels.shape[1])[0], [], [], []
+    for row, images in enumerate(raxels.double().cpu().numpy()):
         try:
             reading = read_cameras(images, None if cameras is None else cameras[row], image_size=size)
         except GeometryError:  # no camera made these: the estimate failed

@@ -21,10 +21,9 @@ import torch
 from torch import Tensor
 
 from rays_as_pixels_model.config import ModelConfig
-from rays_as_pixels_model.geometry import Intrinsics, invert
+from rays_as_pixels_model.geometry import Intrinsics
 from rays_as_pixels_model.joint import RaysAsPixels
 from rays_as_pixels_model.pipeline import Pipeline
-from rays_as_pixels_model.raxels import read_cameras
 from rays_as_pixels_model.turning import turn_on
 
 from .config import LEAST_CLIPS
@@ -32,7 +31,7 @@ from .data.procedural import ClipConfig
 from .data.source import ClipArrays
 from .data.views import cut_views
 from .data.windows import WindowBatch, cut_windows
-from .eval_pose import estimate_paths, turn_back_each
+from .eval_pose import estimate_paths, read_paths, turn_back_each
 from .held_out import held_out_clips
 from .metrics import last_against_first, pose_errors
 
@@ -108,14 +107,7 @@ def _cameras(pipe: Pipeline, pose: WindowBatch, raxels: Tensor) -> np.ndarray:
     """Cameras (N, T, 4, 4) from the raxels of the first pass, and from the other passes that the model takes."""
     height, width = pose.frames.shape[2:4]
     cameras = [Intrinsics(*k, width, height) for k in pose.intrinsics.tolist()]
-    still, T = np.tile(np.eye(4), (raxels.shape[1], 1, 1)), []
-    for images, camera in zip(raxels.double().numpy(), cameras, strict=True):
-        try:
-            found = read_cameras(images, camera).T_reference_camera
-            T.append(invert(found[0]) @ found)
-        except ValueError:  # no camera made these: the estimate failed
-            T.append(still)
-    T = np.stack(T)
+    T = read_paths(raxels, cameras, (width, height))[0]
     for _ in range(pipe.config.pose_passes - 1):
         turned_by = T[..., :3, :3]
         seen = turn_back_each(pose.frames, turned_by, cameras)
