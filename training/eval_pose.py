@@ -177,7 +177,8 @@ def read_paths(
     """Read decoded raxels (n, T, h, w, 3) of windows whose images have `size` (width, height).
 
     Returns:
-        T (n, T, 4, 4), camera to first; the cameras, given or found; (n,) bool: lost, as no camera made them; T stands still.
+        T (n, T, 4, 4), camera to first; the cameras, given or found; (n,) bool: those that no camera made, where T
+            stands still.
     """
     still, T, found, failed = identity_path(1, raxels.shape[1])[0], [], [], []
     for row, images in enumerate(raxels.double().cpu().numpy()):
