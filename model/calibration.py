@@ -36,6 +36,8 @@ class Calibration:
         correlation_frames: frames over which the correlation of windows' errors falls to 1/e; 0: they are independent.
         max_residual: of the decoded raxels against a camera; a window above it is worse than what training gives.
         samples, windows: draws of each window, and windows, that it was measured with (0: not measured).
+        refined: the same of windows that were refined (`refinement.py`), whose covariances need no draws; None: not
+            measured.
         coverage: share of other held-out errors within the 50, 68, 90, 95 and 99 % ellipsoid, {'translation': [...],
             'rotation': [...]}.
     """
@@ -49,6 +51,7 @@ class Calibration:
     translation_motion: float = 0.0
     rotation_motion: float = 0.0
     correlation_frames: float = 0.0
+    refined: Calibration | None = None
 
     @property
     def measured(self) -> bool:
@@ -60,6 +63,10 @@ class Calibration:
         factor = np.repeat([self.translation, self.rotation], 3)
         of_motion = np.diag(np.repeat([self.translation_motion, self.rotation_motion], 3) ** 2)
         return covariance * np.outer(factor, factor) + motion_size(T)[..., None, None] ** 2 * of_motion
+
+    def of(self, refined: bool) -> Calibration:
+        """Return what was measured of windows that were refined, or not; factors of 1 where nothing was."""
+        return (self.refined or Calibration(max_residual=self.max_residual)) if refined else self
 
     def correlation(self, frames: float) -> float:
         """Correlation of the errors of two windows that start so many frames apart (a Gauss-Markov process)."""
@@ -90,16 +97,23 @@ def read_calibration(checkpoint: Path | str | None) -> Calibration:
     found = json.loads((folder / "config.json").read_text()).get("calibration")
     if found is None:
         return Calibration()
-    names = {f.name for f in fields(Calibration)}
-    later = {"translation_motion", "rotation_motion", "correlation_frames"}  # not in older checkpoints, and may be 0
-    if (
-        not isinstance(found, dict)
-        or set(found) - names
-        or not all(_finite(found.get(name)) and found[name] > 0 for name in names - later - {"coverage"})
-        or not all(_finite(found.get(name, 0.0)) and found.get(name, 0.0) >= 0 for name in later)
-    ):
+    refined = found.get("refined") if isinstance(found, dict) else None
+    parts = [found] if refined is None else [{k: v for k, v in found.items() if k != "refined"}, refined]
+    if not all(map(_usable, parts)):
         raise CheckpointError(f"{folder / 'config.json'}: calibration is {found}; measure it: rays-as-pixels calibrate")
-    return Calibration(**found)
+    return Calibration(**{**found, "refined": None if refined is None else Calibration(**refined)})
+
+
+def _usable(found: object) -> bool:
+    """Whether these are the fields of a calibration, and numbers as they can be."""
+    names = {f.name for f in fields(Calibration)} - {"refined"}
+    later = {"translation_motion", "rotation_motion", "correlation_frames"}  # not in older checkpoints, and may be 0
+    return (
+        isinstance(found, dict)
+        and not set(found) - names - {"refined"}
+        and all(_finite(found.get(name)) and found[name] > 0 for name in names - later - {"coverage"})
+        and all(_finite(found.get(name, 0.0)) and found.get(name, 0.0) >= 0 for name in later)
+    )
 
 
 def _finite(value: object) -> bool:

@@ -86,13 +86,15 @@ def _one(pipe: Pipeline, window: np.ndarray, intrinsics: Intrinsics, pose_steps:
          estimate: TrajectoryEstimate | None) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Return given (T, H, W, 3), rendered (T - 1, H, W, 3), and both trajectories (T, 4, 4) of one window."""
     given, camera = fit_frames(window, intrinsics, pipe.config.width, pipe.config.height)
+    refine = estimate is not None and estimate.refined is not None  # by default it is the model that is judged
     if estimate is None:
-        estimate = pipe.estimate_trajectory(given, camera, pose_steps, seed=seed)
+        estimate = pipe.estimate_trajectory(given, camera, pose_steps, seed=seed, refine=refine)
     T = estimate.T_reference_camera
     views = [view_sources(pipe.config, given[:1], T[:1], camera, target) for target in T[1:]]
     sources, raxels = (np.stack(part) for part in zip(*views, strict=True))          # (V, 1, H, W, 3), (V, 2, h, w, 3)
     model, sources = pipe.model, sources.astype(np.float32) * np.float32(2 / 255) - 1
     made = pipe.render_batch(model.array(sources), model.array(raxels), view_steps, model.generator(seed))[:, 0]
     rendered = ((to_numpy(made) + 1) * 127.5).round().astype(np.uint8)
-    again = pipe.estimate_trajectory(np.concatenate([given[:1], rendered]), camera, pose_steps, seed=seed)
+    video = np.concatenate([given[:1], rendered])
+    again = pipe.estimate_trajectory(video, camera, pose_steps, seed=seed, refine=refine)
     return given, rendered, T, again.T_reference_camera

@@ -7,6 +7,8 @@ import math
 from dataclasses import asdict, dataclass, fields, replace
 from typing import ClassVar
 
+_TRACKED_WIDTH = 192  # pixels: half as many track half as exactly, twice as many take longer (docs/model.md)
+
 
 class ConfigError(ValueError):
     """A configuration that cannot be built; the message holds the value and what would be right."""
@@ -182,6 +184,12 @@ class ModelConfig:
     def groups(self) -> tuple[int, ...]:
         """Frames per latent frame of a video window: the first frame alone, then 4 to 1."""
         return (1,) + (self.codec.group,) * ((self.frames - 1) // self.codec.group)
+
+    @property
+    def picture_size(self) -> tuple[int, int]:
+        """(width, height) of pictures that points are tracked in (`refinement.py`): a whole multiple of the model's."""
+        times = max(1, round(_TRACKED_WIDTH / self.width))
+        return times * self.width, times * self.height
 
     @property
     def tokens(self) -> tuple[int, int]:

@@ -31,6 +31,7 @@ from .geometry import (
 from .joint_generation import imagine
 from .memory import predict_memory
 from .raxels import fit_cameras, make_raxels, read_cameras, relative_covariance
+from .refinement import refine_cameras
 from .results import Imagined, LoopReport, RenderedVideo, RenderedViews, TrajectoryEstimate
 from .sampler import Cancelled, Schedule, Velocity, guided, sample
 from .turning import raxels_turned_on, turn_back, turn_on
@@ -106,8 +107,8 @@ class Pipeline:
         return self.model.decode_rays(r)
 
     def estimate_trajectory(self, frames: np.ndarray, intrinsics: Intrinsics | None, steps: int = 1, samples: int = 1,
-                            seed: int = 0, reference: int = 0, *, passes: int | None = None, solver: str = "euler",
-                            shift: float = 1.0) -> TrajectoryEstimate:
+                            seed: int = 0, reference: int = 0, *, passes: int | None = None, refine: bool = True,
+                            solver: str = "euler", shift: float = 1.0) -> TrajectoryEstimate:
         """Estimate the cameras of one window.
 
         Args:
@@ -118,6 +119,8 @@ class Pipeline:
             reference: index of the frame that is the identity.
             passes: how often the window is estimated; before each pass but the first its frames are turned back by the
                 rotations found so far (`turning.py`). None: as the model was trained for (`ModelConfig.pose_passes`).
+            refine: adjust the cameras to points tracked in the frames (`refinement.py`), best in frames that are as
+                large as `ModelConfig.picture_size`.
             solver, shift: see `sampler.Schedule`.
 
         Raises:
@@ -148,7 +151,12 @@ class Pipeline:
             draws = turn_on(invert(draws[:, reference, None]) @ draws, turned_by)           # (samples, T, 4, 4)
             covariance = covariance + sample_covariance(draws, T)
         mean = raxels_turned_on(raxels.mean(0), reading.T_reference_camera, turned_by, found).astype(np.float32)
-        return TrajectoryEstimate(T, found, reading.residual, covariance, mean, draws, turned_by)
+        refined = None
+        if refine:
+            pictures, _ = fit_frames(np.asarray(frames), None, *self.config.picture_size)
+            refined = refine_cameras(pictures, T, found.resized(*self.config.picture_size), reference)
+            T, covariance = refined.T_reference_camera, refined.covariance
+        return TrajectoryEstimate(T, found, reading.residual, covariance, mean, draws, turned_by, refined)
 
     def draw_cameras(self, frames: np.ndarray, intrinsics: Intrinsics, samples: int = 8, steps: int = DRAW_STEPS,
                      seed: int = 0, reference: int = 0, turned_by: np.ndarray | None = None) -> np.ndarray:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .geometry import Intrinsics
+from .refinement import Refined
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class TrajectoryEstimate:
             with each other on a wrong camera show only in the draws.
         raxels: (T, H/2, W/2, 3) float32, decoded; the mean over the draws.
         draws: (k, T, 4, 4), the cameras of each posterior draw; None if there was one.
+        refined: what bundle adjustment made of the cameras (`refinement.py`), None if it was not asked for; then
+            T_reference_camera and covariance are its own, while residual, raxels and draws are the model's.
         turned_by: (T, 3, 3), the rotations, camera to reference, that the frames were turned back by for the last pass;
             the identity if there was one.
     """
@@ -36,6 +39,7 @@ class TrajectoryEstimate:
     raxels: np.ndarray
     draws: np.ndarray | None = None
     turned_by: np.ndarray | None = None
+    refined: Refined | None = None
 
 
 @dataclass(frozen=True)

@@ -89,12 +89,16 @@ def add_model_arguments(parser: argparse.ArgumentParser, steps: int) -> None:
     parser.add_argument("--seed", type=integer(0), default=0, help="of the sampler's noise")
 
 
-def add_passes(parser: argparse.ArgumentParser) -> None:
-    """Add the argument that says how often a window is estimated."""
+def add_estimate_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that say how a window is estimated: how often, and whether it is refined."""
     parser.add_argument(
         "--passes", type=integer(0), default=0,
         help="times a window is estimated, each from frames turned back by the rotations found before; 0: as the "
              "checkpoint was trained for",
+    )  # fmt: skip
+    parser.add_argument(
+        "--no-refine", dest="refine", action="store_false",
+        help="the model alone: do not adjust the cameras to points tracked in the images",
     )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ import math
 import time
 from pathlib import Path
 
-from .arguments import add_model_arguments, add_passes, command_parser, integer, number, offset
+from .arguments import add_estimate_arguments, add_model_arguments, command_parser, integer, number, offset
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -67,7 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
     group.add_argument("--view-node-name", default="view_synthesis_node", help="first part of the views' topics")
     group.add_argument("--view-steps", type=integer(1), default=1, help="denoising steps of a view")
     add_model_arguments(parser, steps=1)
-    add_passes(parser)
+    add_estimate_arguments(parser)
     return parser
 
 
@@ -121,15 +121,14 @@ def _run(recording, args: argparse.Namespace) -> int:
     pipeline = Pipeline.from_checkpoint(args.checkpoint, device=args.device)
     scale = MetricScale(args.scale_source, fixed=args.metres_per_unit)
     tracker = OfflineTracker(
-        pipeline, args.window_hop, steps=args.steps, passes=args.passes, samples=args.samples,
+        pipeline, args.window_hop, steps=args.steps, passes=args.passes, refine=args.refine, samples=args.samples,
         sample_every=args.sample_every, seed=args.seed, max_residual=args.max_residual, carry_scale=args.carry_scale,
         max_scale_step=args.max_scale_step,
     )  # fmt: skip
     started = time.perf_counter()
     expected = -(-recording.image_count // args.window_stride)
     with progress("estimating", expected) as advance:
-        size = pipeline.config.width, pipeline.config.height
-        placed = tracker.place(_decoded(recording, args.window_stride, size), advance)
+        placed = tracker.place(_decoded(recording, args.window_stride, pipeline.config.picture_size), advance)
     if not placed:
         tally = tracker.tally
         why = f"every window was lost: {tally.reason}" if tally.windows else _too_few(recording, pipeline, expected)

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from .arguments import (
     add_camera_arguments,
+    add_estimate_arguments,
     add_model_arguments,
-    add_passes,
     command_parser,
     given_intrinsics,
     integer,
@@ -39,7 +39,7 @@ def build_parser():
     parser.add_argument("--max-residual", type=number(0, float("inf"), inclusive=True), default=0.0,
                         help="a window above it is lost; 0: as measured with the checkpoint; 10: never")  # fmt: skip
     add_model_arguments(parser, steps=1)
-    add_passes(parser)
+    add_estimate_arguments(parser)
     return parser
 
 
@@ -82,7 +82,7 @@ def main(argv: list[str]) -> int:
 
 
 def _fitted(video, given, args, size: tuple[int, int]):
-    """Yield every stride-th frame, at most --max-frames, fitted to the model's (width, height)."""
+    """Yield every stride-th frame, at most --max-frames, fitted to (width, height)."""
     from rays_as_pixels_model.geometry import fit_frames
 
     from .offline_track import DecodedFrame
@@ -103,14 +103,13 @@ def _estimate(pipeline, video, given, hop: int, args):
     from .progress import progress
 
     tracker = OfflineTracker(
-        pipeline, hop, steps=args.steps, passes=args.passes, draws=args.samples, seed=args.seed,
+        pipeline, hop, steps=args.steps, passes=args.passes, refine=args.refine, draws=args.samples, seed=args.seed,
         max_residual=args.max_residual,
     )
     tally, length = tracker.tally, tracker.length
     total = None if video.frame_count is None else -(-video.frame_count // args.stride)
     with progress("estimating", min(filter(None, (total, args.max_frames)), default=None)) as advance:
-        size = pipeline.config.width, pipeline.config.height
-        placed = tracker.place(_fitted(video, given, args, size), advance)
+        placed = tracker.place(_fitted(video, given, args, pipeline.config.picture_size), advance)
     if not placed:
         why = f"every window was lost: {tally.reason}" if tally.windows else f"fewer frames than a window, {length}"
         raise MediaError(f"{args.path}: {why}")
@@ -124,6 +123,7 @@ def _estimate(pipeline, video, given, hop: int, args):
         "breaks": tally.breaks,
         "steps": args.steps,
         "passes": args.passes or pipeline.config.pose_passes,
+        "refined": args.refine,
         "samples": args.samples,
         "seed": args.seed,
         "intrinsics": source,

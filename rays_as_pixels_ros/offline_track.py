@@ -25,7 +25,8 @@ from .window import overlapping_windows, spans_pause
 
 @dataclass(frozen=True)
 class DecodedFrame:
-    """A frame at the model's size, (h, w, 3) uint8, and its pinhole camera (None: to be estimated).
+    """A frame of the size that an estimate makes use of (`ModelConfig.picture_size`), (h, w, 3) uint8, and its pinhole
+    camera (None: to be estimated).
 
     life: of the recording; where it grows, a new trajectory begins. stamp: ns, for covariances.
     """
@@ -71,8 +72,8 @@ class OfflineTracker:
     """Run a pipeline over the windows of a recording."""
 
     def __init__(
-        self, pipeline, hop: int, *, steps: int = 1, passes: int = 0, draws: int = 1, samples: int = 0,
-        sample_every: int = 1, seed: int = 0, max_residual: float = 0.0, carry_scale: bool = True,
+        self, pipeline, hop: int, *, steps: int = 1, passes: int = 0, refine: bool = True, draws: int = 1,
+        samples: int = 0, sample_every: int = 1, seed: int = 0, max_residual: float = 0.0, carry_scale: bool = True,
         max_scale_step: float = 2.0,
     ):  # fmt: skip
         """
@@ -88,11 +89,13 @@ class OfflineTracker:
             raise ValueError(f"the hop is {hop}; windows have {self.length} frames and must overlap: at most "
                              f"{self.length - 1}")  # fmt: skip
         self.tally = Tally()
-        self._sampler = {"steps": steps, "passes": passes or None, "samples": draws, "seed": seed, "reference": 0}
-        self._max_residual = max_residual or pipeline.calibration.max_residual
+        self._sampler = {"steps": steps, "passes": passes or None, "refine": refine, "samples": draws, "seed": seed,
+                         "reference": 0}  # fmt: skip
+        calibration = pipeline.calibration.of(refine)
+        self._max_residual = max_residual or calibration.max_residual
         self._with_covariances = samples > 0
         stitcher = Stitcher(carry_scale, max_scale_step=max_scale_step, memory=sys.maxsize)
-        self._placer = WindowPlacer(stitcher, pipeline.calibration, samples, sample_every, seed)
+        self._placer = WindowPlacer(stitcher, calibration, samples, sample_every, seed)
 
     def place(self, frames: Iterable[DecodedFrame], on_frame: Callable[[], None] = lambda: None) -> list[PlacedFrame]:
         """Place the frames, in order; those that only lost windows saw are left out."""

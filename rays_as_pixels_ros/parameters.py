@@ -83,7 +83,12 @@ TRAJECTORY = (
         0,
         10,
     ),
-    Parameter("samples", 8, "Samples of the posterior that the covariance comes from.", 2, 64),
+    Parameter(
+        "refine",
+        True,
+        "Adjust each window's cameras to points tracked in its images (bundle adjustment); false: the model alone.",
+    ),
+    Parameter("samples", 8, "Samples of the posterior that the covariance comes from where refine is false.", 2, 64),
     Parameter("sample_every", 4, "Windows from one set of samples to the next; 1: each has its own.", 1, 1000),
     Parameter(
         "max_residual",

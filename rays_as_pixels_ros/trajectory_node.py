@@ -80,7 +80,7 @@ class TrajectoryNode(CameraNode):
         )
         stated = getattr(config, "metres_per_unit", None)
         self._scale = MetricScale(self._p.scale_source, fixed=self._p.metres_per_unit, model=stated)
-        calibration = self._pipeline.calibration
+        calibration = self._pipeline.calibration.of(self._p.refine)
         if not calibration.measured:
             self.get_logger().warning(
                 "the covariance of this checkpoint was never compared with errors and is likely too small "
@@ -185,12 +185,10 @@ class TrajectoryNode(CameraNode):
             )
 
     def _prepare(self, frame: CameraFrame) -> _Prepared | None:
-        """Decode a frame and fit it to the model's size (worker thread)."""
-        config = self._pipeline.config
+        """Decode a frame and fit it to the size that an estimate makes use of (worker thread)."""
+        size = self._pipeline.config.picture_size
         try:
-            rgb, intrinsics = conversions.fitted_frame(
-                frame.image, frame.info, config.width, config.height, frame.rectified
-            )  # fmt: skip
+            rgb, intrinsics = conversions.fitted_frame(frame.image, frame.info, *size, frame.rectified)
         except conversions.ConversionError as error:
             self._refuse_frame(error)
             return None
@@ -219,8 +217,9 @@ class TrajectoryNode(CameraNode):
             self._health.lose(nothing)
             return
         estimate = self._pipeline.estimate_trajectory(
-            frames, intrinsics, steps=self._p.steps, seed=self._p.seed, reference=0, passes=self._p.passes or None
-        )
+            frames, intrinsics, steps=self._p.steps, seed=self._p.seed, reference=0, passes=self._p.passes or None,
+            refine=self._p.refine,
+        )  # fmt: skip
         trusted = mistrusted(estimate.residual, self._health.max_residual) is None
         seen = self._pipeline, frames, intrinsics, estimate
         paused = spans_pause(window.ids, [item.stamp for item in window.items])
@@ -386,7 +385,8 @@ class TrajectoryNode(CameraNode):
         value = self._scale.value
         table["metres per unit"] = f"{value:.4f}" if value is not None and self._scale.metric else "unknown"
         table["metres per unit, relative spread"] = f"{self._scale.spread:.3f}"
-        table["covariance"] = "calibrated" if self._pipeline.calibration.measured else "never compared with errors"
+        measured = self._pipeline.calibration.of(self._p.refine).measured
+        table["covariance"] = "calibrated" if measured else "never compared with errors"
         table["breaks in the trajectory"] = str(self._stitcher.segments)
         if self._paused:
             table["paused"] = "yes"

@@ -57,7 +57,8 @@ def step_covariance(T_draws: np.ndarray, index: int) -> np.ndarray:
 
 
 class WindowCovariance:
-    """Covariances of windows, from posterior samples of every n-th one: they cost more than the estimate itself."""
+    """Covariances of windows: of refined ones their own, of others from posterior samples of every n-th one, which cost
+    more than the estimate itself."""
 
     def __init__(self, calibration: Calibration, samples: int, every: int, seed: int = 0):
         """
@@ -88,13 +89,18 @@ class WindowCovariance:
             paused: the camera paused within the window (`window.spans_pause`). It resembles none of the others, so it
                 has samples of its own, and they serve no other.
         """
+        T = estimate.T_reference_camera
+        T_previous_camera = np.concatenate([np.eye(4)[None], invert(T[:-1]) @ T[1:]])
+        calibrated = self._calibration.of_errors
+        if estimate.refined is not None:
+            cameras, steps = estimate.covariance, estimate.refined.step_covariance
+            return calibrated(cameras, T), calibrated(steps, T_previous_camera)
         drawn = self._drawn
         if paused or drawn is None or self._every == 1:
             drawn = self._draw(pipeline, frames, intrinsics, estimate)
             self._drawn = self._drawn if paused else drawn
-        T, (cameras, steps) = estimate.T_reference_camera, drawn
-        T_previous_camera = np.concatenate([np.eye(4)[None], invert(T[:-1]) @ T[1:]])
-        return self._calibration.of_errors(cameras, T), self._calibration.of_errors(steps, T_previous_camera)
+        cameras, steps = drawn
+        return calibrated(cameras, T), calibrated(steps, T_previous_camera)
 
     def refresh(
         self,
@@ -106,7 +112,7 @@ class WindowCovariance:
     ) -> None:
         """Sample this window for those that follow, if its turn has come: after its poses, which do not wait for it."""
         self._windows += 1
-        if self._every > 1 and self._windows % self._every == 0 and not paused:
+        if estimate.refined is None and self._every > 1 and self._windows % self._every == 0 and not paused:
             self._drawn = self._draw(pipeline, frames, intrinsics, estimate)
 
     def _draw(self, pipeline: Any, frames: np.ndarray, intrinsics: Intrinsics, estimate: TrajectoryEstimate) -> tuple:

@@ -10,6 +10,7 @@ What is measured: `coverage.py`, docs/trajectory.md.
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -40,10 +41,13 @@ def main(argv: list[str]) -> int:
     from .held_out import held_out_clips
 
     pipe = Pipeline.from_checkpoint(args.checkpoint, device=args.device)
-    config = ClipConfig(frames=clip_length(pipe.config.frames), width=pipe.config.width, height=pipe.config.height)
+    width, height = pipe.config.picture_size
+    config = ClipConfig(frames=clip_length(pipe.config.frames), width=width, height=height)
     clips = held_out_clips(args.clips, config, args.textures)
     found = calibrate(window_errors(pipe, clips, args.samples), args.samples)
-    print(table(found))
+    refined = calibrate(window_errors(pipe, clips, args.samples, refine=True), args.samples)
+    print(f"the model alone\n\n{table(found)}\n\nrefined\n\n{table(refined)}")
+    found = replace(found, refined=refined)
     if not args.dry_run:
         print(f"written to {write_calibration(args.checkpoint, found)}")
     return 0

@@ -80,17 +80,19 @@ def coverage(squared: np.ndarray) -> list[float]:
     return [round(float(np.mean(squared <= chi2.ppf(level, 3))), 3) for level in LEVELS]
 
 
-def window_errors(pipe: Pipeline, clips: Sequence[Clip], samples: int) -> WindowErrors:
-    """Estimate the windows of clips of `clip_length` frames."""
+def window_errors(pipe: Pipeline, clips: Sequence[Clip], samples: int, refine: bool = False) -> WindowErrors:
+    """Estimate the windows of clips of `clip_length` frames; refined ones have covariances of their own."""
     rows = []
     for number, clip in enumerate(track(clips, "estimating", transient=True)):
         for stride in STRIDES:
             spread = None
             for start in (0, stride * (pipe.config.frames - 1)):
                 ids = start + stride * np.arange(pipe.config.frames)
-                found = pipe.estimate_trajectory(clip.frames[ids], clip.intrinsics)
+                found = pipe.estimate_trajectory(clip.frames[ids], clip.intrinsics, refine=refine)
                 T, T_true = found.T_reference_camera, in_first_camera(clip.T_world_camera[ids], clip.scene_scale[start])
-                if spread is None:
+                if refine:
+                    spread = found.covariance
+                elif spread is None:
                     draws = pipe.draw_cameras(
                         clip.frames[ids], clip.intrinsics, samples, seed=number, turned_by=found.turned_by
                     )

@@ -10,15 +10,17 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rays_as_pixels_model.geometry import GeometryError, Intrinsics, invert
+from rays_as_pixels_model.geometry import GeometryError, Intrinsics, fit_frames, invert
 from rays_as_pixels_model.pipeline import Pipeline
 from rays_as_pixels_model.raxels import make_raxels_batch, read_cameras
+from rays_as_pixels_model.refinement import refine_cameras
 from rays_as_pixels_model.turning import turn_back, turn_on
 
 from . import baselines_colmap, baselines_opencv
@@ -59,8 +61,9 @@ def find_cameras(
 ) -> dict[str, Found]:
     """Run every method.
 
-    `rays_as_pixels` is what the product does by default, with known intrinsics; beside it the model at each number of
-    steps, with one pass where it takes more by default, and with unknown focal length.
+    `rays_as_pixels` is what the product does by default, with known intrinsics, and `_unknown_focal` without; beside it
+    the model alone, not refined: as many steps as by default, each number of steps, and one pass where it takes more by
+    default. `refined_from_rest` is the refinement without the model: begun from a camera that stands still.
 
     Args:
         colmap_windows: COLMAP gets at most this many windows, evenly spread (None: all).
@@ -78,13 +81,16 @@ def find_cameras(
         for count in sorted({usual, *steps}):
             progress(f"rays_as_pixels, {count} steps")
             found[count] = Found(*estimate_paths(pipe, video, cameras, count, seed), every)
-        out["rays_as_pixels"] = found[usual]
+        out["rays_as_pixels"] = _refined(pipe, windows, found[usual].T_first_camera)
+        out["rays_as_pixels_model_alone"] = found[usual]
         out.update({f"rays_as_pixels_{count}_steps": found[count] for count in sorted(set(steps))})
         if pipe.config.pose_passes > 1:
             progress("rays_as_pixels, one pass")
             out["rays_as_pixels_1_pass"] = Found(*estimate_paths(pipe, video, cameras, usual, seed, passes=1), every)
-        unknown = estimate_paths(pipe, video, cameras, usual, seed, known=False)
-        out["rays_as_pixels_unknown_focal"] = Found(*unknown, every)
+        progress("rays_as_pixels, unknown focal length")
+        unknown = partial(_without_intrinsics, pipe, seed)
+        out["rays_as_pixels_unknown_focal"] = _each(windows, every, frames, unknown)
+        out["refined_from_rest"] = _refined(pipe, windows, identity_path(len(windows), frames))
     if "identity" in methods:
         out["identity"] = Found(identity_path(len(windows), frames), sure, every)
     if "constant_velocity" in methods:
@@ -101,6 +107,22 @@ def find_cameras(
             windows, rows, frames, lambda w: baselines_colmap.window_trajectory(w.full(), w.full_intrinsics, seed)
         )
     return out
+
+
+def _without_intrinsics(pipe: Pipeline, seed: int, window: EvalWindow) -> np.ndarray | None:
+    try:
+        return pipe.estimate_trajectory(window.full(), None, seed=seed).T_reference_camera
+    except GeometryError:  # no camera made these rays
+        return None
+
+
+def _refined(pipe: Pipeline, windows: Sequence[EvalWindow], T: np.ndarray) -> Found:
+    """Adjust cameras (n, T, 4, 4) to points tracked in the pictures, as `Pipeline.estimate_trajectory` does."""
+    out = []
+    for window, cameras in zip(windows, T, strict=True):
+        pictures, camera = fit_frames(window.full(), window.full_intrinsics, *pipe.config.picture_size)
+        out.append(refine_cameras(pictures, cameras, camera).T_reference_camera)
+    return Found(np.stack(out), np.zeros(len(windows), bool), np.arange(len(windows)))
 
 
 def _opencv(window: EvalWindow) -> np.ndarray | None:
