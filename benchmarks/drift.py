@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rays_as_pixels_model.config import preset
 from rays_as_pixels_model.geometry import Intrinsics, invert, make_pose, rotation_angle_deg, so3_exp
 from rays_as_pixels_ros.stitching import Stitcher
 
@@ -64,7 +65,7 @@ def make_paths(count: int, frames: int) -> list[LongPath]:
     from rays_as_pixels_model.scenes import NoRoomError, TextureBank, random_path, random_scene, render
 
     bank, found, seed = TextureBank.default(split="held_out"), [], _FIRST_SEED
-    intrinsics = Intrinsics.from_fov(65, 96, 64)
+    intrinsics = Intrinsics.from_fov(65, *preset("micro").picture_size)
     while len(found) < count:
         seed += 1
         try:

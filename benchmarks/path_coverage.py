@@ -29,7 +29,7 @@ _EDGES = (0, 4, 10, 20)  # windows
 
 def squared_distances(path: LongPath, pipe, stride: int) -> dict[str, np.ndarray]:
     """Squared Mahalanobis distances (windows,) of the newest pose of each window from the true one, as published."""
-    placer = WindowPlacer(Stitcher(max_scale_step=MAX_SCALE_STEP), pipe.calibration, SAMPLES, EVERY)
+    placer = WindowPlacer(Stitcher(max_scale_step=MAX_SCALE_STEP), pipe.calibration.of(True), SAMPLES, EVERY)
     truth = invert(path.T_world_camera[0]) @ path.T_world_camera[::stride]
     truth[:, :3, 3] /= path.scale[0]
     rows = []

@@ -23,7 +23,8 @@ from rays_as_pixels_training.metrics import last_against_first, pose_errors
 LEAST_MOTION = 0.005  # model units; the hand-held clips move less than the rendered cameras (docs/real_clips.md)
 
 
-def compare(pipe, count: int, steps: int, passes: int, clock: Callable[[], float], clips: Sequence[str] = ()) -> dict:
+def compare(pipe, count: int, steps: int, passes: int, refine: bool, clock: Callable[[], float],
+            clips: Sequence[str] = ()) -> dict:  # fmt: skip
     """Measure on `count` held-out windows, and on as many of each posed clip; {method: ..., views: ..., clips: {...}}.
 
     Raises:
@@ -31,17 +32,19 @@ def compare(pipe, count: int, steps: int, passes: int, clock: Callable[[], float
     """
     config = pipe.config
     size = config.width, config.height
-    report = compare_windows(pipe, held_out_windows(count, config.frames, size), steps, passes, clock)
+    how = steps, passes, refine, clock
+    report = compare_windows(pipe, held_out_windows(count, config.frames, size), *how)
     videos = [video for path in clips for video in open_dataset(path)]
     if videos:
         report["clips"] = {
-            video.name: compare_windows(pipe, video_windows([video], count, config.frames, size), steps, passes, clock)
+            video.name: compare_windows(pipe, video_windows([video], count, config.frames, size), *how)
             for video in videos
         }
     return report
 
 
-def compare_windows(pipe, windows: list[EvalWindow], steps: int, passes: int, clock: Callable[[], float]) -> dict:
+def compare_windows(pipe, windows: list[EvalWindow], steps: int, passes: int, refine: bool,
+                    clock: Callable[[], float]) -> dict:  # fmt: skip
     """Measure; {method: seconds_per_window, time_over_ours, errors}, and views beside copying and turning the source.
 
     Errors of windows that a method could not solve are those of standing still.
@@ -49,12 +52,12 @@ def compare_windows(pipe, windows: list[EvalWindow], steps: int, passes: int, cl
     config = pipe.config
     truth = np.stack([w.T_first_camera() for w in windows])
 
-    def ours(w: EvalWindow, passes: int) -> np.ndarray:
-        return pipe.estimate_trajectory(w.full(), w.full_intrinsics, steps, passes=passes).T_reference_camera
+    def ours(w: EvalWindow, **how) -> np.ndarray:
+        return pipe.estimate_trajectory(w.full(), w.full_intrinsics, steps, **how).T_reference_camera
 
     methods = {
-        "rays_as_pixels": lambda w: ours(w, passes),
-        "rays_as_pixels_1_pass": lambda w: ours(w, 1),
+        "rays_as_pixels": lambda w: ours(w, passes=passes, refine=refine),
+        "rays_as_pixels_model_alone": lambda w: ours(w, passes=passes, refine=False),
         "opencv_vo": lambda w: baselines_opencv.window_trajectory(w.full(), w.full_intrinsics),
     }
     if find_spec("pycolmap"):

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from rays_as_pixels_ros.arguments import add_model_arguments, add_passes, command_parser, integer
+from rays_as_pixels_ros.arguments import add_estimate_arguments, add_model_arguments, command_parser, integer
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 HOP = 2  # new frames of a window, as the trajectory node has by default with windows of 5
@@ -32,7 +32,7 @@ def main(argv: list[str]) -> int:
     parser = command_parser("bench", "Measure speed beside the hardware's: pose, views, engines, and what else one "
                             "would use. Ratios are of this run; figures per second are of this machine.")  # fmt: skip
     add_model_arguments(parser, steps=1)
-    add_passes(parser)
+    add_estimate_arguments(parser)
     parser.add_argument("--clock", choices=tuple(CLOCKS), default="wall", help="wall, or this process's processor time")
     parser.add_argument("--repeats", type=integer(1), default=10, help="turns of what is short; the best counts")
     parser.add_argument("--peers", type=integer(0), default=6, metavar="N",
@@ -53,11 +53,12 @@ def main(argv: list[str]) -> int:
     passes = args.passes or pipe.config.pose_passes
     bench = Bench(pipe, CLOCKS[args.clock], args.repeats, args.checkpoint)
     report = {"hardware": hardware(args.clock), "preset": pipe.config.preset, "steps": args.steps, "passes": passes}
-    report.update(bench.run(args.steps, passes))
+    report["refined"] = args.refine
+    report.update(bench.run(args.steps, passes, args.refine))
     if args.peers:
         from .peers import compare
 
-        report["peers"] = compare(pipe, args.peers, args.steps, passes, CLOCKS[args.clock], args.clips)
+        report["peers"] = compare(pipe, args.peers, args.steps, passes, args.refine, CLOCKS[args.clock], args.clips)
     if args.images:
         from .images import measure_images
 
@@ -120,38 +121,52 @@ def flat(report: dict, prefix: str = "") -> list[tuple[str, object]]:
     return out
 
 
+def panning(count: int, width: int, height: int):
+    """Make pictures (count, height, width, 3) uint8 of a smooth texture that moves on by 10 pixels."""
+    import cv2
+    import numpy as np
+
+    coarse = np.random.default_rng(0).integers(0, 255, (height // 8, (width + 10 * count) // 8, 3), dtype=np.uint8)
+    whole = cv2.resize(coarse, (width + 10 * count, height), interpolation=cv2.INTER_CUBIC)
+    return np.stack([whole[:, 10 * i : 10 * i + width] for i in range(count)])
+
+
 class Bench:
     """The product's own paths on one recording, 640x480."""
 
     def __init__(self, pipe, clock: Callable[[], float], repeats: int, folder: str | None) -> None:
-        import numpy as np
 
         from rays_as_pixels_model.geometry import Intrinsics
 
         self.pipe, self.clock, self.repeats, self._folder = pipe, clock, repeats, folder
         self._temporary = tempfile.TemporaryDirectory()
         self._exported = str(Path(self._temporary.name) / "onnx")
-        rng = np.random.default_rng(0)
-        self.frames = rng.integers(0, 255, (pipe.config.frames, 480, 640, 3), dtype=np.uint8)
+        self.frames = panning(pipe.config.frames, 640, 480)
         self.camera = Intrinsics.from_fov(65, 640, 480)
 
-    def run(self, steps: int, passes: int) -> dict:
+    def run(self, steps: int, passes: int, refine: bool) -> dict:
         """Measure; {pose, views}."""
         import numpy as np
 
         from rays_as_pixels_model.geometry import fit_frames
         from rays_as_pixels_model.raxels import read_cameras
+        from rays_as_pixels_model.refinement import refine_cameras
 
         pipe, config = self.pipe, self.pipe.config
         fitted, camera = fit_frames(self.frames, self.camera, config.width, config.height)
         raxels = pipe.estimate_trajectory(fitted, camera, steps).raxels
-        sampler = {"steps": steps, "passes": passes}
+        large, large_camera = fit_frames(self.frames, self.camera, *config.picture_size)
+        sampler = {"steps": steps, "passes": passes, "refine": refine}
+        still = np.tile(np.eye(4), (config.frames, 1, 1))
         T, video = np.eye(4)[None], pipe.model.array(fitted[None].astype(np.float32) * np.float32(2 / 255) - 1)
         calls = {
             "gemm": _gemm,
             "window": lambda: pipe.estimate_trajectory(self.frames, self.camera, **sampler),
-            "next window": lambda: self._next_window(fitted, camera, sampler),
-            "step": lambda: pipe.estimate_trajectory(self.frames, self.camera, steps=1, passes=1),
+            "next window": lambda: self._next_window(large, large_camera, sampler),
+            "step": lambda: pipe.estimate_trajectory(
+                self.frames, self.camera, steps=1, passes=1, refine=False
+            ),
+            "refine": lambda: refine_cameras(large, still, large_camera),
             "resize": lambda: fit_frames(self.frames, self.camera, config.width, config.height),
             "encode": lambda: pipe.model.encode_frames(video, config.groups),
             "velocity": velocity_call(pipe.model),
@@ -168,6 +183,7 @@ class Bench:
             "frames_per_s": HOP / best["window"],
             "window_s": best["window"],
             "one_step_one_pass_window_s": best["step"],
+            "refinement_over_window": best["refine"] / best["window"] if refine else 0.0,
             "new_frame_over_window": best["next window"] / HOP / best["window"],
             "share_of_gemm_peak": flops / best["velocity"] / peak,
             "share_of_window": {
@@ -188,13 +204,12 @@ class Bench:
             pose["onnxruntime_over_torch_window"] = best["window"] / best["onnx window"]
         return {"gemm_peak_gflops": peak / 1e9, "pose": pose, "views": {"seconds_per_view": best["view"]}}
 
-    def _next_window(self, fitted, camera, sampler: dict[str, int]) -> None:
-        """What a stream does for HOP new frames: the others of the window are at the model's size already."""
+    def _next_window(self, large, camera, sampler: dict) -> None:
+        """What a stream does for HOP new frames: the others of the window have been shrunk already."""
         from rays_as_pixels_model.geometry import fit_frames
 
-        config = self.pipe.config
-        fit_frames(self.frames[-HOP:], self.camera, config.width, config.height)
-        self.pipe.estimate_trajectory(fitted, camera, **sampler)
+        fit_frames(self.frames[-HOP:], self.camera, *self.pipe.config.picture_size)
+        self.pipe.estimate_trajectory(large, camera, **sampler)
 
     def _other_engine(self):
         """The same model on ONNX Runtime, where that is installed and the given model is torch's."""

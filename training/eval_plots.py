@@ -18,7 +18,9 @@ from .trajectory_metrics import aligned_to
 
 _COLOURS = {
     "rays_as_pixels": "tab:blue",
-    "rays_as_pixels_1_pass": "tab:purple",
+    "rays_as_pixels_model_alone": "tab:purple",
+    "rays_as_pixels_1_pass": "tab:olive",
+    "refined_from_rest": "tab:pink",
     "rays_as_pixels_unknown_focal": "tab:cyan",
     "identity": "0.5",
     "constant_velocity": "tab:orange",
