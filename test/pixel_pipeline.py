@@ -47,10 +47,11 @@ class PixelPipeline:
     def __init__(self, frames=5, seconds=0.0, lost=None):
         self._seconds = seconds  # that a window takes
         self._lost = lost  # first frame of the one window that no camera explains
-        self.config = SimpleNamespace(frames=frames, height=64, width=96, pose_passes=1)
+        self.config = SimpleNamespace(frames=frames, height=64, width=96, picture_size=(192, 128), pose_passes=1)
+        measured = {"max_residual": 0.1, "samples": 8, "windows": 1, "correlation_frames": 5.0}
+        refined = Calibration(4.0, 5.0, translation_motion=0.02, rotation_motion=0.01, **measured)
         self.calibration = Calibration(
-            translation=3.0, rotation=2.0, max_residual=0.1, samples=8, windows=1, translation_motion=0.2,
-            rotation_motion=0.1, correlation_frames=5.0,
+            3.0, 2.0, translation_motion=0.2, rotation_motion=0.1, refined=refined, **measured
         )  # fmt: skip
         self.device = "cpu"
 
@@ -59,7 +60,9 @@ class PixelPipeline:
         made = self.config.frames - 1 if video else 1
         return 2**20 * (self.config.frames if sources is None else sources + made)
 
-    def estimate_trajectory(self, frames, intrinsics, steps=2, samples=1, seed=0, reference=0, passes=None):
+    def estimate_trajectory(self, frames, intrinsics, steps=2, samples=1, seed=0, reference=0, passes=None,
+                            refine=True):  # fmt: skip
+        """The cameras of the path; refined or not they are the same, and what is said of their errors differs."""
         if len(frames) != self.config.frames:
             raise ValueError(f"{len(frames)} frames; this model takes {self.config.frames}")
         time.sleep(self._seconds)
@@ -67,13 +70,16 @@ class PixelPipeline:
         truth = path()[numbers]
         relative = np.linalg.inv(truth[reference]) @ truth
         relative[:, :3, 3] *= 0.7 + 0.1 * (numbers[reference] % 7)  # the unit of this window
+        covariance = np.tile(np.eye(6) * 1e-4, (len(frames), 1, 1))
+        covariance[reference] = np.eye(6) * 1e-8
         return SimpleNamespace(
             T_reference_camera=relative,
             intrinsics=intrinsics,
             residual=np.full(len(frames), 1.0 if numbers[0] == self._lost else 0.0),
-            covariance=np.tile(np.eye(6) * 1e-4, (len(frames), 1, 1)),
+            covariance=covariance,
             raxels=np.zeros((len(frames), 32, 48, 3)),
             turned_by=None,
+            refined=SimpleNamespace(step_covariance=np.tile(np.eye(6) * 4e-4, (len(frames), 1, 1))) if refine else None,
         )
 
     def draw_cameras(self, frames, intrinsics, samples=8, steps=2, seed=0, reference=0, turned_by=None):

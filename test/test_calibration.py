@@ -111,6 +111,9 @@ def test_what_was_measured_is_kept_in_the_checkpoint(tmp_path):
     write_calibration(folder, found)
     assert read_calibration(folder) == found
     assert {k: v for k, v in json.loads((folder / "config.json").read_text()).items() if k != "calibration"} == about
+    both = replace(found, refined=replace(found, rotation=1.5, correlation_frames=2.0))
+    write_calibration(folder, both)
+    assert read_calibration(folder) == both
     older = {k: v for k, v in vars(found).items() if "motion" not in k and k != "correlation_frames"}
     (folder / "config.json").write_text(json.dumps({**about, "calibration": older}))
     assert read_calibration(folder) == replace(found, translation_motion=0.0, correlation_frames=0.0)
@@ -144,7 +147,7 @@ def test_every_nth_window_is_sampled_after_its_poses():
     draw = pipe.draw_cameras
     pipe.draw_cameras = lambda *args, **options: calls.append(options["samples"]) or draw(*args, **options)
     frames = np.stack([picture(number) for number in range(5)])
-    estimate = pipe.estimate_trajectory(frames, CAMERA)
+    estimate = pipe.estimate_trajectory(frames, CAMERA, refine=False)
     for every, expected in ((3, [1, 1, 1, 2, 2, 2, 3]), (1, [1, 2, 3, 4, 5, 6, 7])):
         calls.clear()
         source, counts = WindowCovariance(pipe.calibration, samples=6, every=every), []
@@ -167,14 +170,43 @@ def test_spread_of_older_samples_goes_with_the_motion_of_the_newest_window():
     pipe = PixelPipeline()
     source = WindowCovariance(pipe.calibration, samples=6, every=9)
     frames = np.stack([picture(number) for number in range(5)])
-    estimate = pipe.estimate_trajectory(frames, CAMERA)
+    estimate = pipe.estimate_trajectory(frames, CAMERA, refine=False)
     first, _ = source.of(pipe, frames, CAMERA, estimate)
     T = estimate.T_reference_camera.copy()
     T[:, :3, 3] *= 3.0
-    faster, _ = source.of(pipe, frames, CAMERA, SimpleNamespace(T_reference_camera=T, turned_by=None))
+    faster, _ = source.of(pipe, frames, CAMERA, SimpleNamespace(T_reference_camera=T, turned_by=None, refined=None))
     more = motion_size(T) ** 2 - motion_size(estimate.T_reference_camera) ** 2
     np.testing.assert_allclose((faster - first)[:, 0, 0], 0.2**2 * more, atol=1e-12)
     assert more[-1] > 0.1
+
+
+def test_a_refined_window_has_covariances_of_its_own_and_draws_nothing():
+    pipe = PixelPipeline()
+    pipe.draw_cameras = None
+    frames = np.stack([picture(number) for number in range(5)])
+    estimate = pipe.estimate_trajectory(frames, CAMERA)
+    estimate.covariance = np.arange(1.0, 6.0)[:, None, None] * 1e-4 * np.eye(6)
+    estimate.refined.step_covariance *= np.arange(5.0)[:, None, None]
+    measured = pipe.calibration.of(True)
+    for every in (1, 2):
+        source = WindowCovariance(measured, samples=6, every=every)
+        for paused in (False, True, False, False):
+            covariance, step = source.of(pipe, frames, CAMERA, estimate, paused)
+            source.refresh(pipe, frames, CAMERA, estimate, paused)
+    T = estimate.T_reference_camera
+    np.testing.assert_allclose(covariance, measured.of_errors(estimate.covariance, T))
+    np.testing.assert_allclose(covariance[4, 0, 0], 16 * 5e-4 + (0.02 * motion_size(T[4])) ** 2)
+    motion = np.linalg.inv(T[:-1]) @ T[1:]
+    np.testing.assert_allclose(step[1:], measured.of_errors(estimate.refined.step_covariance[1:], motion))
+    assert not step[0].any()
+
+
+def test_a_checkpoint_says_what_was_measured_of_refined_windows_apart():
+    alone = Calibration(3.0, 2.0, max_residual=0.02, samples=8, windows=40)
+    assert alone.of(False) is alone and not alone.of(True).measured
+    assert alone.of(True) == Calibration(max_residual=0.02), "what makes a window lost is the model's"
+    both = replace(alone, refined=Calibration(1.5, 1.2, windows=40))
+    assert both.of(True) is both.refined and both.of(False) is both
 
 
 @pytest.mark.slow
@@ -190,9 +222,12 @@ def test_the_command_measures_and_writes(tmp_path, monkeypatch, capsys):
     asked = []
     monkeypatch.setattr(held_out, "held_out_clips", lambda *given: asked.append(given) or [clip] * 10)
     assert command.main(["--checkpoint", str(folder), "--clips", "10", "--samples", "2", "--device", "cpu"]) == 0
-    assert asked[0][0] == 10 and asked[0][1].frames == 17
+    assert asked[0][0] == 10 and (asked[0][1].frames, asked[0][1].width, asked[0][1].height) == (17, 192, 128)
     found = read_calibration(folder)
-    assert (found.windows, found.samples) == (40, 2) and found.translation > 0
-    assert coverage.table(found) in capsys.readouterr().out
+    said = capsys.readouterr().out
+    for measured in (found, found.refined):
+        assert (measured.windows, measured.samples) == (40, 2) and measured.translation > 0
+        assert coverage.table(measured) in said
+    assert found.translation != found.refined.translation
     with pytest.raises(SystemExit):
         command.main(["--clips", "3"])

@@ -88,13 +88,23 @@ def test_one_window_is_the_first_of_several(pipe, windows):
 
 
 def test_the_cheap_path_takes_the_estimate_at_hand(pipe, windows, monkeypatch):
-    estimate = pipe.estimate_trajectory(windows[0], CAMERA)
+    estimate = pipe.estimate_trajectory(windows[0], CAMERA, refine=False)
     whole = pipe.close_the_loop(windows[0], CAMERA, view_steps=1)
     calls, velocity = [], pipe.model.forward
     monkeypatch.setattr(pipe.model, "forward", lambda *a: calls.append(1) or velocity(*a))
     cheap = pipe.close_the_loop(windows[0], CAMERA, view_steps=1, estimate=estimate)
     assert len(calls) == 1 + pipe.config.pose_passes  # all views in one batch, and one estimate
     assert (cheap.R_err, cheap.T_err, cheap.psnr) == (whole.R_err, whole.T_err, whole.psnr)
+
+
+def test_the_second_estimate_is_refined_where_the_first_was(pipe, windows):
+    for refine in (True, False):
+        estimate = pipe.estimate_trajectory(windows[0], CAMERA, refine=refine)
+        report = pipe.close_the_loop(windows[0], CAMERA, estimate=estimate)
+        video = np.concatenate([windows[0][:1], report.frames])
+        again = [pipe.estimate_trajectory(video, CAMERA, refine=how).T_reference_camera for how in (refine, not refine)]
+        np.testing.assert_allclose(report.T_again, again[0], atol=1e-5)
+        assert np.abs(report.T_again - again[1]).max() > 1e-3
 
 
 def test_views_are_rendered_as_render_views_does(pipe, windows):
@@ -108,7 +118,7 @@ def test_a_wrong_trajectory_shows(pipe, windows):
     """Turn each estimate by 20 degrees a frame: what is rendered from it agrees neither with the video nor with it."""
     turned = make_pose(so3_exp(np.radians(20) * np.arange(5)[:, None] * [0, 1.0, 0]), np.zeros((5, 3)))
     for window in windows:
-        estimate = pipe.estimate_trajectory(window, CAMERA)
+        estimate = pipe.estimate_trajectory(window, CAMERA, refine=False)
         good = pipe.close_the_loop(window, CAMERA, estimate=estimate)
         bad = pipe.close_the_loop(window, CAMERA, estimate=replace(estimate, T_reference_camera=turned))
         assert bad.psnr < good.psnr - 0.5 and bad.R_err > good.R_err + 0.3

@@ -4,6 +4,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pytest
 from pixel_pipeline import PixelPipeline, path, picture
 
 from rays_as_pixels_model.geometry import Intrinsics, invert
@@ -14,13 +15,14 @@ from rays_as_pixels_ros.uncertainty import UNKNOWN
 CAMERA = Intrinsics.from_fov(70.0, 72, 48)
 
 
-def placed(windows, paused=(), **calibration):
+def placed(windows, paused=(), refine=False, **calibration):
     """Places of the frames of windows (frame numbers each), of which some are paused (their indices)."""
     pipe = PixelPipeline()
-    placer, found = WindowPlacer(Stitcher(), replace(pipe.calibration, **calibration), samples=6, every=4), {}
+    measured = replace(pipe.calibration.of(refine), **calibration)
+    placer, found = WindowPlacer(Stitcher(), measured, samples=6, every=4), {}
     for index, ids in enumerate(windows):
         frames = np.stack([picture(number) for number in ids])
-        estimate = pipe.estimate_trajectory(frames, CAMERA)
+        estimate = pipe.estimate_trajectory(frames, CAMERA, refine=refine)
         covariances = placer.spreads.of(pipe, frames, CAMERA, estimate, index in paused)
         for place in placer.place(ids, estimate.T_reference_camera, covariances):
             assert ids[place.index] == place.stitched.frame
@@ -29,14 +31,16 @@ def placed(windows, paused=(), **calibration):
     return found
 
 
-def test_places_are_on_the_path_and_known_worse_and_worse():
-    found = placed([list(range(start, start + 5)) for start in range(0, 21, 2)])
+@pytest.mark.parametrize("refine", [False, True])
+def test_places_are_on_the_path_and_known_worse_and_worse(refine):
+    windows = [list(range(start, start + 5)) for start in range(0, 21, 2)]
+    found = placed(windows, refine=refine)
     true = invert(path()[0]) @ path()[:25]
     true[:, :3, 3] *= 0.7  # the unit of the first window
     np.testing.assert_allclose([found[k].stitched.T_map_camera for k in range(25)], true, atol=1e-9)
     spread = [np.trace(found[k].covariance[3:, 3:]) for k in (4, 8, 12, 16, 20, 24)]
     assert spread == sorted(spread) and not found[0].covariance[:3, 3:].any()
-    independent = placed([list(range(start, start + 5)) for start in range(0, 21, 2)], correlation_frames=0.0)
+    independent = placed(windows, refine=refine, correlation_frames=0.0)
     np.testing.assert_allclose(independent[4].covariance, found[4].covariance, atol=1e-12)
     assert np.trace(independent[24].covariance[3:, 3:]) < 0.7 * spread[-1]
 

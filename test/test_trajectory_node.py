@@ -90,6 +90,7 @@ def test_stream_in_trajectory_out(peer, trajectory, tmp_path):
     found = np.stack([c.pose_to_matrix(pose.pose.pose) for pose in poses])
     np.testing.assert_allclose(found, expected_in_map(path()[:25], 0.7), atol=1e-6)
     assert np.asarray(poses[7].pose.covariance).reshape(6, 6)[0, 0] > 0
+    assert "drawn" not in trajectory.text(), "refined windows have covariances of their own"
     # The forward axis of the first camera is the x axis of map.
     np.testing.assert_allclose(found[0][:3, 2], [1, 0, 0], atol=1e-9)
 
@@ -174,18 +175,22 @@ def test_pause_and_resume(peer, trajectory):
     until(lambda: len(peer.got["trajectory_node/pose"]) == 5, "poses after resume")
 
 
-def test_a_window_in_which_the_camera_paused_is_sampled_afresh(peer, trajectory):
+def test_a_window_in_which_the_camera_paused_is_sampled_afresh(peer, tmp_path):
     """Its frames are further apart than those of the windows whose samples it would have had."""
-    restart(peer)
-    poses, start = peer.got["trajectory_node/pose"], peer.node.get_clock().now().nanoseconds
+    settings = ["-p", "base_frame:=''", "-p", "refine:=false", "-p", "image_qos:=reliable"]
+    poses = peer.listen(PoseWithCovarianceStamped, "sampled/pose", 100)
+    with Process(tmp_path, "trajectory_node", *settings, "-r", "__node:=sampled") as process:
+        process.until_active()
+        until(lambda: peer.image.get_subscription_count() and peer.info.get_subscription_count(), "its subscription")
+        until(lambda: peer.node.count_publishers("sampled/pose"), "its publisher")
+        start = peer.node.get_clock().now().nanoseconds
 
-    def show(number):
-        return peer.show(number, stamp=start + number * 10**8)
+        def show(number):
+            return peer.show(number, stamp=start + number * 10**8)
 
-    before = trajectory.text().count("drawn")
-    play_in_step(show, range(7), poses)
-    play_in_step(show, range(40, 44), poses, length=2)
-    drawn = [line for line in trajectory.text().splitlines() if line.startswith("drawn")][before:]
+        play_in_step(show, range(7), poses)
+        play_in_step(show, range(40, 44), poses, length=2)
+        drawn = [line for line in process.text().splitlines() if line.startswith("drawn")]
     assert drawn == [f"drawn {numbers}" for numbers in ([0, 1, 2, 3, 4], [4, 5, 6, 40, 41], [6, 40, 41, 42, 43])]
     found = c.pose_to_matrix(poses[-1].pose.pose)
     np.testing.assert_allclose(found, expected_in_map(path()[[0, 43]], 0.7)[1], atol=1e-5)  # the trajectory goes on

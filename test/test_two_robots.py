@@ -167,9 +167,10 @@ def test_each_has_its_own_frames_topics_and_unit(peer, robots, cameras):
     assert (table["scale source"], table["unit of the trajectory"]) == ("odometry", "metre")
     assert float(table["metres per unit"]) * (0.7 + 0.1 * (40 % 7)) == pytest.approx(METRES, rel=1e-3)
     assert last_status(peer, "/robot1/trajectory_node")[1]["unit of the trajectory"] == "scene scale, not metres"
-    # 3 (of the calibration) times 1 cm, in the unit of the first window; the first pose is the map itself.
+    # 4 (of the calibration, refined) times 1 cm, in the unit of the first window; the first pose is the map itself.
     covariance = np.asarray(one[4].pose.covariance).reshape(6, 6)
-    assert np.trace(covariance[:3, :3]) > 0.7**2 * np.trace(np.asarray(one[0].pose.covariance).reshape(6, 6)) + 1e-4
+    assert np.trace(covariance[:3, :3]) > 3 * (4 * 0.01 * 0.7) ** 2
+    assert 0 < np.trace(np.asarray(one[0].pose.covariance).reshape(6, 6)) < 1e-5
     assert np.linalg.eigvalsh(covariance).min() > 0
 
 
