@@ -88,9 +88,8 @@ def test_full_resolution_frames_show_the_same_views(windows):
 
 def test_a_model_that_knows_the_cameras_has_no_error(pipe, windows, knows_the_cameras):
     report = pose_report(find_cameras(pipe, windows, FREE, steps=(2,)), windows)
-    for method in ("rays_as_pixels", "rays_as_pixels_unknown_focal"):  # as well as points can be tracked
-        errors = report[method]
-        assert errors["rotation_error_deg_median"] < 0.3 and errors["failed"] == 0
+    for method, most in (("rays_as_pixels", 0.3), ("rays_as_pixels_unknown_focal", 1.0)):  # as points can be tracked
+        assert report[method]["rotation_error_deg_median"] < most and report[method]["failed"] == 0
     for method in ("rays_as_pixels_model_alone", "rays_as_pixels_2_steps"):
         errors = report[method]
         assert errors["rotation_error_deg_median"] < 0.01 and errors["AUC@5"] > 98 and errors["failed"] == 0

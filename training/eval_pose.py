@@ -81,7 +81,7 @@ def find_cameras(
         for count in sorted({usual, *steps}):
             progress(f"rays_as_pixels, {count} steps")
             found[count] = Found(*estimate_paths(pipe, video, cameras, count, seed), every)
-        out["rays_as_pixels"] = _refined(pipe, windows, found[usual].T_first_camera)
+        out["rays_as_pixels"] = _refined(pipe, windows, found[usual])
         out["rays_as_pixels_model_alone"] = found[usual]
         out.update({f"rays_as_pixels_{count}_steps": found[count] for count in sorted(set(steps))})
         if pipe.config.pose_passes > 1:
@@ -90,7 +90,7 @@ def find_cameras(
         progress("rays_as_pixels, unknown focal length")
         unknown = partial(_without_intrinsics, pipe, seed)
         out["rays_as_pixels_unknown_focal"] = _each(windows, every, frames, unknown)
-        out["refined_from_rest"] = _refined(pipe, windows, identity_path(len(windows), frames))
+        out["refined_from_rest"] = _refined(pipe, windows, Found(identity_path(len(windows), frames), sure, every))
     if "identity" in methods:
         out["identity"] = Found(identity_path(len(windows), frames), sure, every)
     if "constant_velocity" in methods:
@@ -116,13 +116,16 @@ def _without_intrinsics(pipe: Pipeline, seed: int, window: EvalWindow) -> np.nda
         return None
 
 
-def _refined(pipe: Pipeline, windows: Sequence[EvalWindow], T: np.ndarray) -> Found:
-    """Adjust cameras (n, T, 4, 4) to points tracked in the pictures, as `Pipeline.estimate_trajectory` does."""
+def _refined(pipe: Pipeline, windows: Sequence[EvalWindow], found: Found) -> Found:
+    """Adjust cameras to points tracked in the pictures, as `Pipeline.estimate_trajectory` does; failures stay such."""
     out = []
-    for window, cameras in zip(windows, T, strict=True):
+    for window, cameras, failed in zip(windows, found.T_first_camera, found.failed, strict=True):
+        if failed:
+            out.append(cameras)
+            continue
         pictures, camera = fit_frames(window.full(), window.full_intrinsics, *pipe.config.picture_size)
         out.append(refine_cameras(pictures, cameras, camera).T_reference_camera)
-    return Found(np.stack(out), np.zeros(len(windows), bool), np.arange(len(windows)))
+    return Found(np.stack(out), found.failed, found.rows)
 
 
 def _opencv(window: EvalWindow) -> np.ndarray | None:
