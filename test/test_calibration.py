@@ -127,6 +127,7 @@ def test_what_was_measured_is_kept_in_the_checkpoint(tmp_path):
 def test_the_shipped_checkpoint_was_measured():
     found = read_calibration(None)
     assert found.measured and found.samples == 8
+    assert found.of(True).measured, "the default: without it trajectory_node warns at each start"
     assert all(shares[3] > 0.85 for shares in found.coverage.values()), "95 % ellipsoid, on windows of the check"
 
 

@@ -215,12 +215,15 @@ def test_points_are_followed_to_a_fraction_of_a_pixel_both_ways(reference):
     np.testing.assert_array_equal(places[~seen], np.tile(GRID, (5, 1, 1))[~seen])
 
 
-def test_the_middle_of_a_pixel_is_half_a_pixel_on():
-    """A zoom tells where the corner is: a point half a pixel off is led a tenth of one astray."""
-    zooms = 1.05 ** np.arange(5)
-    places, seen = track_points(list(shifted(np.zeros((5, 2)), zooms)), 0, GRID)
-    off = (places[4] - zooms[4] * GRID)[seen[4] & inside(places[4], 12)]
-    assert len(off) > 60 and np.abs(np.median(off, axis=0)).max() < 0.03
+def test_points_in_a_mirror_are_followed_alike():
+    """Where a pixel's centre were taken for its corner, the mirrored ones were others: with this zoom a tenth off."""
+    frames = shifted(np.zeros((5, 2)), 1.05 ** np.arange(5))[:, :121, :185]  # sizes that halve the same both ways
+    points = grid_points(185, 121, 16)
+    places, seen = track_points(list(frames), 0, points)
+    mirrored, also = track_points([np.ascontiguousarray(f[::-1, ::-1]) for f in frames], 0, [185, 121] - points)
+    assert (seen == also).mean() > 0.98 and (seen & also).mean() > 0.6
+    off = np.abs([185, 121] - mirrored - places).max(axis=-1)[1:][(seen & also)[1:]]
+    assert np.percentile(off, 90) < 0.01
 
 
 def test_points_that_leave_the_picture_are_given_up_for_good():
@@ -231,6 +234,13 @@ def test_points_that_leave_the_picture_are_given_up_for_good():
         assert not seen[t, right > most].any()
         assert seen[t, inside(GRID, 12) & (right < most - 12)].mean() > 0.9
     assert (seen[:-1] | ~seen[1:]).all() and (places[seen] > 0).all() and (places[seen] < [192, 128]).all()
+
+
+def test_points_just_over_the_edge_are_given_up():
+    """Tracking still follows some of them there and back."""
+    for dx, dy in 6.5 * np.array([[1, 0], [-1, 0], [0, 1], [0, -1]]):
+        places, seen = track_points(list(shifted([[0.0, 0.0], [dx, dy]])), 0, GRID)
+        assert inside(places[1], 0)[seen[1]].all() and 0.8 < seen[1].mean() < 0.97
 
 
 def test_points_on_a_blank_patch_are_given_up():
@@ -290,8 +300,8 @@ def test_the_model_alone_is_what_refining_begins_with(pipe, windows, estimates):
 
 
 def test_neither_the_reference_nor_colours_make_much_of_a_difference(windows):
-    for window in windows[:3]:
-        truth = window.T_first_camera()
+    for window in [w for w in windows if np.linalg.norm(w.T_first_camera()[-1, :3, 3]) > 0.08][:4]:
+        truth = window.T_first_camera()  # a camera that hardly moved is another matter: its direction is open
         moves = []
         for reference in (0, 2, 4):
             T = invert(truth[reference]) @ truth
@@ -299,7 +309,7 @@ def test_neither_the_reference_nor_colours_make_much_of_a_difference(windows):
             np.testing.assert_allclose(found[reference], np.eye(4), atol=1e-12)
             moves.append(invert(found[0]) @ found)
         for other in moves[1:]:
-            assert turn_errors(other, moves[0]).max() < 3.0  # of up to twenty
+            assert turn_errors(other, moves[0]).max() < 0.7  # of up to twenty
         grey = np.stack([np.repeat(cv2.cvtColor(f, cv2.COLOR_RGB2GRAY)[..., None], 3, -1) for f in window.frames])
         plain = refine_cameras(grey, truth, window.intrinsics).T_reference_camera
         np.testing.assert_allclose(plain, moves[0], atol=1e-6)
