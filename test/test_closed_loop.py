@@ -115,13 +115,13 @@ def test_views_are_rendered_as_render_views_does(pipe, windows):
 
 
 def test_a_wrong_trajectory_shows(pipe, windows):
-    """Turn each estimate by 20 degrees a frame: what is rendered from it agrees neither with the video nor with it."""
+    """Turn each estimate by 20 degrees a frame: what is rendered fits the video, and the estimate, far worse."""
     turned = make_pose(so3_exp(np.radians(20) * np.arange(5)[:, None] * [0, 1.0, 0]), np.zeros((5, 3)))
     for window in windows:
         estimate = pipe.estimate_trajectory(window, CAMERA, refine=False)
         good = pipe.close_the_loop(window, CAMERA, estimate=estimate)
         bad = pipe.close_the_loop(window, CAMERA, estimate=replace(estimate, T_reference_camera=turned))
-        assert bad.psnr < good.psnr - 0.5 and bad.R_err > good.R_err + 0.3
+        assert bad.psnr < good.psnr - 0.5 and bad.R_err > 3 * good.R_err
 
 
 def test_ssim_of_known_pictures():
