@@ -98,7 +98,7 @@ def read_calibration(checkpoint: Path | str | None) -> Calibration:
     if found is None:
         return Calibration()
     refined = found.get("refined") if isinstance(found, dict) else None
-    parts = [found] if refined is None else [{k: v for k, v in found.items() if k != "refined"}, refined]
+    parts = [found] if refined is None else [{**found, "refined": None}, refined]
     if not all(map(_usable, parts)):
         raise CheckpointError(f"{folder / 'config.json'}: calibration is {found}; measure it: rays-as-pixels calibrate")
     return Calibration(**{**found, "refined": None if refined is None else Calibration(**refined)})
@@ -111,6 +111,7 @@ def _usable(found: object) -> bool:
     return (
         isinstance(found, dict)
         and not set(found) - names - {"refined"}
+        and found.get("refined") is None
         and all(_finite(found.get(name)) and found[name] > 0 for name in names - later - {"coverage"})
         and all(_finite(found.get(name, 0.0)) and found.get(name, 0.0) >= 0 for name in later)
     )

@@ -35,7 +35,8 @@ _NEAREST = 0.1  # model units along the optical axis
 _STARTS = np.concatenate([np.eye(3), -np.eye(3)])  # directions of the translation, beside the model's own
 _LEAST_SHIFT = 0.1  # model units: of the farthest frame of such a start
 _SEARCH = ((7, 4), (3, 4))  # starts that are left, the best so far, and iterations with them
-_FINISH = 10  # iterations with the best
+_FINISH = 10  # iterations with those, once the noise is known
+_CLOSE = 10.0  # ends count against each other as exp(-difference of costs / 2 / this); 1 if errors were independent
 _MEDIAN = 1.18  # of the length of an error whose axes have standard deviation 1 (Rayleigh)
 _ROBUST = (20.0, 10.0, 5.0, 3.0, 2.0)  # width of Cauchy's loss in standard deviations, iteration by iteration
 
@@ -156,18 +157,21 @@ class _Problem:
             best = np.argsort(cost, kind="stable")[:count]
             state, cost = self._descend(tuple(part[best] for part in state), iterations, done)
             done += iterations
-        state = tuple(part[np.argmin(cost)][None] for part in state)
-        off = np.linalg.norm(self._errors(*state)[2][0], axis=-1)[self.seen > 0]                # standard deviations
+        off = np.linalg.norm(self._errors(*state)[2][np.argmin(cost)], axis=-1)[self.seen > 0]  # standard deviations
         if len(off):
             self.noise *= max(1.0, float(np.median(off)) / _MEDIAN)
-        state, _ = self._descend(state, _FINISH, done)
-        R, o, _ = state
+        (R, o, rho), cost = self._descend(state, _FINISH, done)
+        best = np.argmin(cost)
+        apart = np.concatenate([o - o[best], so3_log(R @ np.swapaxes(R[best], -1, -2))], axis=-1).reshape(len(o), -1)
+        share = np.exp(-(cost - cost[best]) / (2 * _CLOSE))
+        state = R[best, None], o[best, None], rho[best, None]
         equations = self._normal_equations(*state, _ROBUST[-1])
         across, depths = equations.across[0], equations.depths[0]
         covariance = np.linalg.inv(equations.hessian[0] - (across / depths) @ across.T)
+        covariance = covariance + np.einsum("s,si,sj->ij", share / share.sum(), apart, apart)  # of ends as good
         off = np.linalg.norm(self._errors(*state)[2][0], axis=-1)
         agreeing = float(((off < 3.0) * self.seen).sum() / max(self.seen.sum(), 1.0))
-        return R[0], o[0], covariance.reshape(frames, 6, frames, 6), agreeing
+        return R[best], o[best], covariance.reshape(frames, 6, frames, 6), agreeing
 
     def _descend(self, state: tuple, iterations: int, first: int) -> tuple[tuple, np.ndarray]:
         """Levenberg and Marquardt's steps first, first + 1, ... of every start; returns the states and their costs."""

@@ -221,9 +221,10 @@ def test_the_command_measures_and_writes(tmp_path, monkeypatch, capsys):
     frames = rng.integers(0, 256, (17, 64, 96, 3), dtype=np.uint8)
     clip = SimpleNamespace(frames=frames, intrinsics=CAMERA, T_world_camera=moving, scene_scale=np.ones(17))
     asked = []
-    monkeypatch.setattr(held_out, "held_out_clips", lambda *given: asked.append(given) or [clip] * 10)
+    monkeypatch.setattr(held_out, "held_out_clips", lambda *given: asked.append(given) or [clip] * given[0])
     assert command.main(["--checkpoint", str(folder), "--clips", "10", "--samples", "2", "--device", "cpu"]) == 0
-    assert asked[0][0] == 10 and (asked[0][1].frames, asked[0][1].width, asked[0][1].height) == (17, 192, 128)
+    assert [(count, config.scenes) for count, config, _ in asked] == [(5, "plain"), (5, "varied")]
+    assert (asked[0][1].frames, asked[0][1].width, asked[0][1].height) == (17, 192, 128)
     found = read_calibration(folder)
     said = capsys.readouterr().out
     for measured in (found, found.refined):
