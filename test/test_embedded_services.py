@@ -141,9 +141,10 @@ def test_action_with_feedback_cancel_refusal_failure_and_two_goals_at_once(node,
     refused = _wait(node, client.send_goal_async(Count.Goal(steps=-1)))
     assert not refused.accepted
 
-    handle = _wait(node, client.send_goal_async(Count.Goal(steps=1000)))
+    feedback.clear()
+    handle = _wait(node, client.send_goal_async(Count.Goal(steps=1000), feedback_callback=feedback.append))
     result = handle.get_result_async()
-    assert spin_until(node, lambda: handle.status == GoalStatus.STATUS_EXECUTING)
+    assert spin_until(node, lambda: feedback) and handle.status == GoalStatus.STATUS_EXECUTING
     cancelled = _wait(node, handle.cancel_goal_async())
     assert len(cancelled.goals_canceling) == 1
     outcome = _wait(node, result)
