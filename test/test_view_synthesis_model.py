@@ -64,17 +64,19 @@ def test_predicted_memory_that_does_not_fit_is_refused(peer, views):
     assert answer.result.message in views.text()
 
 
-def test_200_goals_in_a_row_leave_no_memory_behind(peer, views):
+def test_goals_in_a_row_leave_no_memory_behind(peer, views):
     def resident():
         lines = Path(f"/proc/{views.pid}/status").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS"))
 
     goal = RenderViews.Goal(poses=[pose_at(z=0.1)], steps=1)
     sizes = []
-    for number in range(200):
-        result = render(views, goal).result
-        assert result.success, result.message
-        if number >= 50:
-            sizes.append(resident())
+    for wait in (0.0, 11.0, 11.0):  # the server keeps results for 10 s, of as many goals as come in that time
+        time.sleep(wait)
+        for _ in range(150):
+            result = render(views, goal).result
+            assert result.success, result.message
+        sizes.append(resident())
     # A goal holds 54 KiB of pictures (its preview, its view, the view that is published): 150 kept ones would be 8 MiB.
-    assert sizes[-1] - sizes[0] < 4 * MIB, [size / MIB for size in sizes[::10]]
+    # Buffers of the middleware fill up meanwhile, by 4 MiB at the most.
+    assert sizes[-1] - sizes[-2] < 6 * MIB, [size / MIB for size in sizes]
