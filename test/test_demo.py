@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from domains import next_domain
 
 from rays_as_pixels_model.checkpoint import default_checkpoint
 from rays_as_pixels_model.files import write_png
@@ -32,7 +33,9 @@ class Demo:
     def __init__(self, *arguments):
         self.mark = uuid.uuid4().hex
         environment = {**os.environ, MARK: self.mark, "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "rays_as_pixels_ros.cli", "demo", "--timeout", str(PATIENCE), *arguments]
+        # Of this worker's range: what the demo takes by itself another worker may take in the same moment.
+        given = ["--timeout", PATIENCE, "--domain", next_domain(), *arguments]
+        command = [sys.executable, "-m", "rays_as_pixels_ros.cli", "demo", *given]
         self.process = subprocess.Popen(
             [str(part) for part in command], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
