@@ -163,9 +163,7 @@ class Bench:
             "gemm": _gemm,
             "window": lambda: pipe.estimate_trajectory(self.frames, self.camera, **sampler),
             "next window": lambda: self._next_window(large, large_camera, sampler),
-            "step": lambda: pipe.estimate_trajectory(
-                self.frames, self.camera, steps=1, passes=1, refine=False
-            ),
+            "step": lambda: pipe.estimate_trajectory(self.frames, self.camera, steps=1, passes=1, refine=False),
             "refine": lambda: refine_cameras(large, still, large_camera),
             "resize": lambda: fit_frames(self.frames, self.camera, config.width, config.height),
             "encode": lambda: pipe.model.encode_frames(video, config.groups),

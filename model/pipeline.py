@@ -25,7 +25,6 @@ from .geometry import (
     fit_frames,
     fit_intrinsics,
     invert,
-    rotation_angle_deg,
     sample_covariance,
 )
 from .joint_generation import imagine
@@ -35,7 +34,7 @@ from .refinement import refine_cameras
 from .results import Imagined, LoopReport, RenderedVideo, RenderedViews, TrajectoryEstimate
 from .sampler import Cancelled, Schedule, Velocity, guided, sample
 from .turning import raxels_turned_on, turn_back, turn_on
-from .view_sources import view_sources
+from .view_sources import pose_distance, view_sources
 
 if TYPE_CHECKING:
     from .layout import Layout
@@ -411,12 +410,6 @@ class Pipeline:
             return on_step(before + step, total, to_uint8(self.model.decode_frames(z[:, -1:], (1,))[0, 0]))
 
         return report
-
-
-def pose_distance(poses: np.ndarray, target: np.ndarray, unit: float) -> np.ndarray:
-    """How far cameras (S, 4, 4) are from a target (4, 4): radians of rotation plus translation in units."""
-    turn = np.radians(rotation_angle_deg(np.swapaxes(poses[:, :3, :3], 1, 2) @ target[:3, :3]))
-    return turn + np.linalg.norm(poses[:, :3, 3] - target[:3, 3], axis=1) / unit
 
 
 def _repeat(x: Array, samples: int) -> Array:

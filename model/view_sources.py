@@ -18,7 +18,7 @@ import numpy as np
 
 from .comparison import rotation_warp
 from .config import ModelConfig
-from .geometry import Intrinsics, invert
+from .geometry import Intrinsics, invert, rotation_angle_deg
 from .raxels import make_raxels
 
 if TYPE_CHECKING:
@@ -77,3 +77,9 @@ def reference_latents(z: Tensor, reference: Sequence[int] | Tensor, layout: Layo
     chosen = z[range(len(z)), reference][:, None]
     base[:, :images] = chosen * noisy[:, :images, None, None, None]
     return base
+
+
+def pose_distance(poses: np.ndarray, target: np.ndarray, unit: float) -> np.ndarray:
+    """How far cameras (S, 4, 4) are from a target (4, 4): radians of rotation plus translation in units."""
+    turn = np.radians(rotation_angle_deg(np.swapaxes(poses[:, :3, :3], 1, 2) @ target[:3, :3]))
+    return turn + np.linalg.norm(poses[:, :3, 3] - target[:3, 3], axis=1) / unit

@@ -56,6 +56,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return getattr(importlib.import_module(module), function or "main")(args.arguments) or 0
     except KeyboardInterrupt:
+        # Python keeps in mind an interrupt that passed through the `exec` of a text (an import that makes a dataclass
+        # is one) until the next `exec`, and under `python -m` ends by SIGINT for it, whatever is returned here.
+        exec("")
         return 130
     except BrokenPipeError:
         # The reader of our output (head, less) went away: not an error, and nothing more may be written to it.

@@ -230,6 +230,17 @@ def test_doctor_names_what_it_found():
 
 
 @pytest.mark.slow
+def test_ctrl_c_amid_an_import_ends_with_130_too(tmp_path):
+    """Python remembers an interrupt that came through `exec`, as one in the making of a dataclass does."""
+    (tmp_path / "interrupted.py").write_text("def main(arguments):\n    exec('raise KeyboardInterrupt')\n")
+    (tmp_path / "run.py").write_text(
+        "import sys\nfrom rays_as_pixels_ros import cli\ncli.COMMANDS['doctor'] = ('interrupted', '')\n"
+        "sys.exit(cli.main(['doctor']))\n"
+    )
+    done = subprocess.run([sys.executable, "-m", "run"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (130, "")
+
+
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux' /proc to see when torch is loaded")
 def test_ctrl_c_ends_quietly(recording, tmp_path):
     long = tmp_path / "long"

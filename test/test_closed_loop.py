@@ -121,7 +121,7 @@ def test_a_wrong_trajectory_shows(pipe, windows):
         estimate = pipe.estimate_trajectory(window, CAMERA, refine=False)
         good = pipe.close_the_loop(window, CAMERA, estimate=estimate)
         bad = pipe.close_the_loop(window, CAMERA, estimate=replace(estimate, T_reference_camera=turned))
-        assert bad.psnr < good.psnr - 0.5 and bad.R_err > 3 * good.R_err
+        assert bad.psnr < good.psnr - 0.5 and bad.R_err > max(3 * good.R_err, good.R_err + 0.05)
 
 
 def test_ssim_of_known_pictures():

@@ -2,6 +2,7 @@
 """trajectory_node as a process, met over the wire: what comes out for what goes in, and what happens with bad input."""
 
 import time
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -64,6 +65,18 @@ def trajectory(peer, tmp_path_factory):
         until(lambda: peer.image.get_subscription_count() and peer.info.get_subscription_count(), "its subscriptions")
         until(lambda: peer.node.count_publishers("trajectory_node/pose"), "its publishers")
         yield process
+
+
+@contextmanager
+def own_node(peer, folder, name, setting):
+    """A trajectory_node of one test alone, which loses no image, and the poses that it publishes."""
+    settings = ["-p", "base_frame:=''", "-p", "image_qos:=reliable", "-p", setting]
+    poses = peer.listen(PoseWithCovarianceStamped, f"{name}/pose", 100)
+    with Process(folder, "trajectory_node", *settings, "-r", f"__node:={name}") as process:
+        process.until_active()
+        until(lambda: peer.image.get_subscription_count() and peer.info.get_subscription_count(), "its subscription")
+        until(lambda: peer.node.count_publishers(f"{name}/pose"), "its publisher")
+        yield process, poses
 
 
 def restart(peer, settle=0.3):
@@ -177,12 +190,7 @@ def test_pause_and_resume(peer, trajectory):
 
 def test_a_window_in_which_the_camera_paused_is_sampled_afresh(peer, tmp_path):
     """Its frames are further apart than those of the windows whose samples it would have had."""
-    settings = ["-p", "base_frame:=''", "-p", "refine:=false", "-p", "image_qos:=reliable"]
-    poses = peer.listen(PoseWithCovarianceStamped, "sampled/pose", 100)
-    with Process(tmp_path, "trajectory_node", *settings, "-r", "__node:=sampled") as process:
-        process.until_active()
-        until(lambda: peer.image.get_subscription_count() and peer.info.get_subscription_count(), "its subscription")
-        until(lambda: peer.node.count_publishers("sampled/pose"), "its publisher")
+    with own_node(peer, tmp_path, "sampled", "refine:=false") as (process, poses):
         start = peer.node.get_clock().now().nanoseconds
 
         def show(number):
@@ -253,12 +261,7 @@ def test_a_covered_lens_is_lost_and_says_so(peer, trajectory):
 
 def test_one_lost_window_is_bridged_by_the_frame_that_its_neighbours_share(peer, tmp_path):
     """Of windows 0-4, 2-6, 4-8 and 6-10 the third is lost: the fourth still starts at a frame whose place is known."""
-    settings = ["-p", "base_frame:=''", "-p", "checkpoint:=blurred", "-p", "image_qos:=reliable"]
-    poses = peer.listen(PoseWithCovarianceStamped, "bridged/pose", 100)
-    with Process(tmp_path, "trajectory_node", *settings, "-r", "__node:=bridged") as process:
-        process.until_active()
-        until(lambda: peer.image.get_subscription_count() and peer.info.get_subscription_count(), "its subscription")
-        until(lambda: peer.node.count_publishers("bridged/pose"), "its publisher")
+    with own_node(peer, tmp_path, "bridged", "checkpoint:=blurred") as (_, poses):
         stamps = play(peer, range(11))
         until(lambda: len(poses) == 11, "a pose of every frame")
     assert [stamps[c.stamp_ns(pose.header.stamp)] for pose in poses] == list(range(11))

@@ -78,5 +78,5 @@ def test_goals_in_a_row_leave_no_memory_behind(peer, views):
             assert result.success, result.message
         sizes.append(resident())
     # A goal holds 54 KiB of pictures (its preview, its view, the view that is published): 150 kept ones would be 8 MiB.
-    # Buffers of the middleware fill up meanwhile, by 4 MiB at the most.
-    assert sizes[-1] - sizes[-2] < 6 * MIB, [size / MIB for size in sizes]
+    # Buffers of the middleware still fill up by 1 or 2 MiB.
+    assert sizes[-1] - sizes[-2] < 4 * MIB, [size / MIB for size in sizes]

@@ -10,7 +10,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from importlib.util import find_spec
 
 import numpy as np
@@ -81,16 +80,15 @@ def find_cameras(
         for count in sorted({usual, *steps}):
             progress(f"rays_as_pixels, {count} steps")
             found[count] = Found(*estimate_paths(pipe, video, cameras, count, seed), every)
-        out["rays_as_pixels"] = _refined(pipe, windows, found[usual])
+        progress("rays_as_pixels, refined")
+        refined = _refined(pipe, windows, found[usual], seed)
+        out["rays_as_pixels"] = refined.pop("rays_as_pixels")
         out["rays_as_pixels_model_alone"] = found[usual]
         out.update({f"rays_as_pixels_{count}_steps": found[count] for count in sorted(set(steps))})
         if pipe.config.pose_passes > 1:
             progress("rays_as_pixels, one pass")
             out["rays_as_pixels_1_pass"] = Found(*estimate_paths(pipe, video, cameras, usual, seed, passes=1), every)
-        progress("rays_as_pixels, unknown focal length")
-        unknown = partial(_without_intrinsics, pipe, seed)
-        out["rays_as_pixels_unknown_focal"] = _each(windows, every, frames, unknown)
-        out["refined_from_rest"] = _refined(pipe, windows, Found(identity_path(len(windows), frames), sure, every))
+        out.update(refined)
     if "identity" in methods:
         out["identity"] = Found(identity_path(len(windows), frames), sure, every)
     if "constant_velocity" in methods:
@@ -109,23 +107,25 @@ def find_cameras(
     return out
 
 
-def _without_intrinsics(pipe: Pipeline, seed: int, window: EvalWindow) -> np.ndarray | None:
-    try:
-        return pipe.estimate_trajectory(window.full(), None, seed=seed).T_reference_camera
-    except GeometryError:  # no camera made these rays
-        return None
+def _refined(pipe: Pipeline, windows: Sequence[EvalWindow], alone: Found, seed: int) -> dict[str, Found]:
+    """What comes of the windows' pictures, each rendered or read once: the rows that are refined.
 
-
-def _refined(pipe: Pipeline, windows: Sequence[EvalWindow], found: Found) -> Found:
-    """Adjust cameras to points tracked in the pictures, as `Pipeline.estimate_trajectory` does; failures stay such."""
-    out = []
-    for window, cameras, failed in zip(windows, found.T_first_camera, found.failed, strict=True):
-        if failed:
-            out.append(cameras)
-            continue
-        pictures, camera = fit_frames(window.full(), window.full_intrinsics, *pipe.config.picture_size)
-        out.append(refine_cameras(pictures, cameras, camera).T_reference_camera)
-    return Found(np.stack(out), found.failed, found.rows)
+    Args:
+        alone: what the model says by itself; where it failed, so has the refined row.
+    """
+    still, rows = identity_path(1, pipe.config.frames)[0], []
+    for window, cameras, failed in zip(windows, alone.T_first_camera, alone.failed, strict=True):
+        whole = window.full()
+        pictures, camera = fit_frames(whole, window.full_intrinsics, *pipe.config.picture_size)
+        try:
+            unknown = pipe.estimate_trajectory(whole, None, seed=seed).T_reference_camera
+        except GeometryError:  # no camera made these rays
+            unknown = None
+        refined = None if failed else refine_cameras(pictures, cameras, camera).T_reference_camera
+        rows.append((refined, unknown, refine_cameras(pictures, still, camera).T_reference_camera))
+    names = "rays_as_pixels", "rays_as_pixels_unknown_focal", "refined_from_rest"
+    columns = zip(*rows, strict=True)
+    return {name: _found(column, alone.rows, still) for name, column in zip(names, columns, strict=True)}
 
 
 def _opencv(window: EvalWindow) -> np.ndarray | None:
@@ -137,9 +137,12 @@ def _opencv(window: EvalWindow) -> np.ndarray | None:
 
 def _each(windows, rows: np.ndarray, frames: int, method: Callable[[EvalWindow], np.ndarray | None]) -> Found:
     """Run a method window by window; where it finds nothing the camera stands still."""
-    found = [method(windows[row]) for row in rows]
+    return _found([method(windows[row]) for row in rows], rows, identity_path(1, frames)[0])
+
+
+def _found(found: Sequence[np.ndarray | None], rows: np.ndarray, still: np.ndarray) -> Found:
+    """Put what was found of each window (None: nothing) together."""
     failed = np.array([T is None for T in found])
-    still = identity_path(1, frames)[0]
     return Found(np.stack([still if T is None else T for T in found]), failed, rows)
 
 
@@ -149,14 +152,12 @@ def estimate_paths(
     cameras: Sequence,
     steps: int,
     seed: int = 0,
-    known: bool = True,
     passes: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Estimate windows in batches, the first frame being the reference.
 
     Args:
         video: (N, T, H, W, 3) float32 in [-1, 1] at the model's size; cameras: N intrinsics of that size.
-        known: whether the model is told the intrinsics.
         passes: as in `Pipeline.estimate_trajectory`.
 
     Returns:
@@ -166,55 +167,50 @@ def estimate_paths(
     generators = [torch.Generator().manual_seed(seed) for _ in range(passes or pipe.config.pose_passes)]
     for start in range(0, len(video), BATCH):
         part = slice(start, start + BATCH)
-        given, T = cameras[part] if known else None, identity_path(len(video[part]), video.shape[1])
-        found = given  # what the frames are turned back with; in the first pass they are not
+        T = identity_path(len(video[part]), video.shape[1])
         for generator in generators:
             turned_by = T[..., :3, :3]
-            seen = turn_back_each(video[part], turned_by, found)
-            T, found, failed = _estimate_once(pipe, seen, given, steps, generator)
+            seen = turn_back_each(video[part], turned_by, cameras[part])
+            T, failed = _estimate_once(pipe, seen, cameras[part], steps, generator)
             T = turn_on(T, turned_by)
         out.append(T)
         lost.append(failed)
     return np.concatenate(out), np.concatenate(lost)
 
 
-def turn_back_each(video: Tensor, rotation: np.ndarray, cameras: Sequence[Intrinsics] | None) -> Tensor:
-    """`turning.turn_back` of windows (n, T, H, W, 3) by (n, T, 3, 3); with no cameras none may be turned."""
-    if cameras is None:
-        return video
+def turn_back_each(video: Tensor, rotation: np.ndarray, cameras: Sequence[Intrinsics]) -> Tensor:
+    """`turning.turn_back` of windows (n, T, H, W, 3) by (n, T, 3, 3)."""
     windows = zip(video.numpy(), rotation, cameras, strict=True)
     return torch.from_numpy(np.stack([turn_back(*window) for window in windows]))
 
 
 def _estimate_once(
-    pipe: Pipeline, video: Tensor, cameras: Sequence[Intrinsics] | None, steps: int, generator: torch.Generator
-) -> tuple[np.ndarray, list[Intrinsics], np.ndarray]:
-    """One pass over windows: T (n, T, 4, 4), camera to first; their cameras, given or found; (n,) bool, those lost."""
+    pipe: Pipeline, video: Tensor, cameras: Sequence[Intrinsics], steps: int, generator: torch.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """One pass over windows: T (n, T, 4, 4), camera to first; (n,) bool, those lost."""
     first = torch.eye(4, dtype=torch.float32).expand(len(video), 1, 4, 4)
-    rays = None if cameras is None else window_raxels(pipe, first, cameras)[:, 0]
+    rays = window_raxels(pipe, first, cameras)[:, 0]
     decoded = pipe.estimate_batch(video.to(pipe.device), rays, 0, steps, generator)
     return read_paths(decoded, cameras, (pipe.config.width, pipe.config.height))
 
 
 def read_paths(
-    raxels: Tensor, cameras: Sequence[Intrinsics] | None, size: tuple[int, int]
-) -> tuple[np.ndarray, list[Intrinsics], np.ndarray]:
+    raxels: Tensor, cameras: Sequence[Intrinsics], size: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
     """Read decoded raxels (n, T, h, w, 3) of windows whose images have `size` (width, height).
 
     Returns:
-        T (n, T, 4, 4), camera to first; the cameras, given or found; (n,) bool: those that no camera made, where T
-            stands still.
+        T (n, T, 4, 4), camera to first; (n,) bool: those that no camera made, where T stands still.
     """
-    still, T, found, failed = identity_path(1, raxels.shape[1])[0], [], [], []
+    still, T, failed = identity_path(1, raxels.shape[1])[0], [], []
     for row, images in enumerate(raxels.double().cpu().numpy()):
         try:
-            reading = read_cameras(images, None if cameras is None else cameras[row], image_size=size)
+            reading = read_cameras(images, cameras[row], image_size=size)
         except GeometryError:  # no camera made these: the estimate failed
             reading = None
         failed.append(reading is None)
         T.append(still if reading is None else invert(reading.T_reference_camera[0]) @ reading.T_reference_camera)
-        found.append(Intrinsics.from_fov(60.0, *size) if reading is None else reading.intrinsics)
-    return np.stack(T), found, np.array(failed)
+    return np.stack(T), np.array(failed)
 
 
 def window_raxels(pipe: Pipeline, T: Tensor, cameras: Sequence) -> Tensor:

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from rays_as_pixels_model.geometry import invert, rotation_angle_deg
-from rays_as_pixels_model.pipeline import Pipeline, pose_distance
-from rays_as_pixels_model.view_sources import view_sources
+from rays_as_pixels_model.pipeline import Pipeline
+from rays_as_pixels_model.view_sources import pose_distance, view_sources
 
 from . import perceptual
 from .baselines import rotation_warp

@@ -9,8 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from rays_as_pixels_model.geometry import Intrinsics
-from rays_as_pixels_model.pipeline import pose_distance
-from rays_as_pixels_model.view_sources import turn_sources
+from rays_as_pixels_model.view_sources import pose_distance, turn_sources
 
 from .posed import DatasetError
 from .windows import WindowBatch, cut_frames, cut_windows
