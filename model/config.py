@@ -48,7 +48,7 @@ def _check_transformer(config) -> None:
 ATTENTIONS = ("dsca", "joint")
 PROJECTIONS = ("separate", "shared")
 CAMERA_ENCODINGS = ("raxel", "pluecker")
-VIEWS = ("picture", "difference")
+VIEWS = ("picture", "warped")
 
 
 def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
@@ -152,8 +152,8 @@ class ModelConfig:
         height, width: pixels of a frame; raxel images have half of each.
         camera_encoding: what of a camera passes through the codec: 'raxel' (d + o, 3 channels), or 'pluecker' (d and
             o x d, two images of 3 channels; the paper's ablation).
-        views: what is denoised of a single image: 'picture', itself, from sources as they were taken; or 'difference',
-            its latent minus the reference's, from sources turned into its orientation (`view_sources.py`).
+        views: what is denoised of a single image: 'picture', itself, from sources as they were taken; or 'warped', its
+            latent minus that of what the sources show of it, warped into its camera (`view_sources.py`).
         pose_passes: times a window is estimated by default; before each pass but the first its frames are turned back
             by the rotations found so far (`turning.py`). Above 1 training turns windows, too.
     """
@@ -255,7 +255,7 @@ PRESETS: dict[str, ModelConfig] = {
         width=96,
         codec=CodecConfig(channels=48),
         transformer=TransformerConfig(width=128, depth=6, heads=4, ffn_width=256, embed_hidden=256),
-        views="difference",
+        views="warped",
         pose_passes=2,
     ),
     # 1,776 tokens a window (960 video, 816 ray): for a GPU
@@ -266,7 +266,7 @@ PRESETS: dict[str, ModelConfig] = {
         width=128,
         codec=CodecConfig(channels=48),
         transformer=TransformerConfig(width=256, depth=8, heads=4, ffn_width=768, patch=1),
-        views="difference",
+        views="warped",
         pose_passes=2,
     ),
     # 4,140 tokens a window (2,160 video, 1,980 ray), 141M parameters: for one large GPU
@@ -277,7 +277,7 @@ PRESETS: dict[str, ModelConfig] = {
         width=320,
         codec=CodecConfig(channels=48),
         transformer=TransformerConfig(width=640, depth=10, heads=10, ffn_width=1728),
-        views="difference",
+        views="warped",
         pose_passes=2,
     ),
     # Wan 2.1 text-to-video and a ray stream: 64,350 tokens a window (32,760 video, 31,590 ray)

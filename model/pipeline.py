@@ -34,7 +34,7 @@ from .refinement import refine_cameras
 from .results import Imagined, LoopReport, RenderedVideo, RenderedViews, TrajectoryEstimate
 from .sampler import Cancelled, Schedule, Velocity, guided, sample
 from .turning import raxels_turned_on, turn_back, turn_on
-from .view_sources import pose_distance, view_sources
+from .view_sources import SOURCES_OF_A_VIEW, choose_sources, view_sources
 
 if TYPE_CHECKING:
     from .layout import Layout
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 __all__ = ["Cancelled", "Imagined", "LoopReport", "Pipeline", "RenderedVideo", "RenderedViews", "TrajectoryEstimate"]
 
 OnStep = Callable[[int, int, np.ndarray], bool]
-_SOURCES_OF_A_VIEW = 2
 OnView = Callable[[int, np.ndarray, Intrinsics], None]
 
 
@@ -185,18 +184,19 @@ class Pipeline:
     # -- views ----------------------------------------------------------------------------------------------------
 
     def render_batch(self, sources: Array, raxels: Array, steps: int, generator: Any, reference: int = 0,
-                     on_step: Callable[[int, int, Array, Array], bool] | None = None, *, samples: int = 1,
+                     on_step: Callable[[int, int, Array], bool] | None = None, *, samples: int = 1,
                      solver: str = "euler", shift: float = 1.0, guidance: float = 1.0) -> Array:
         """Denoise the target frames that follow the sources, every frame an image of its own.
 
         Args:
             sources: (B, S, H, W, 3) in [-1, 1]; raxels: (B, S + V, H/2, W/2, 3), targets last. `view_sources` arranges
                 both.
+            on_step: (step, steps, what would be returned) after every denoising step; False cancels.
             samples: posterior draws of each, k rows of the batch that follow each other.
             solver, shift: see `sampler.Schedule`; guidance: weight on the sources, see `sampler.guided`.
 
         Returns:
-            (B k, V, H, W, 3) in [-1, 1].
+            (B k, V, H, W, 3), nearly in [-1, 1].
         """
         batch, count, total = sources.shape[0] * samples, sources.shape[1], raxels.shape[1]
         groups = (1,) * total
@@ -206,10 +206,17 @@ class Pipeline:
         clean_z = self._mask(batch, total, range(count))
         r = _repeat(self.model.encode_rays(raxels), samples)
         velocity = self._velocity(batch, reference, groups, clean_z, z, guidance, generator)
-        base = z[:, reference : reference + 1] if self.config.views == "difference" else 0.0
-        told = None if on_step is None else lambda step, total, z, r: on_step(step, total, z[:, count:] + base, r)
+        base, detail = 0.0, 0.0
+        if self.config.views == "warped":
+            base, shown = z[:, reference : reference + 1], _repeat(sources[:, reference : reference + 1], samples)
+            detail = shown - self.model.decode_frames(base, (1,))  # what the codec leaves out of what is shown
+
+        def pictures(z: Array) -> Array:
+            return self.model.decode_frames(z[:, count:] + base, groups[count:]) + detail
+
+        told = None if on_step is None else lambda step, total, z, r: on_step(step, total, pictures(z))
         z, _ = sample(velocity, z, r, Schedule(steps, 0, solver, shift), clean_z, on_step=told)
-        return self.model.decode_frames(z[:, count:] + base, groups[count:])
+        return pictures(z)
 
     def render_views(self, source_frames: np.ndarray, T_world_source: np.ndarray, source_intrinsics: Intrinsics,
                      T_world_target: np.ndarray, target_intrinsics: Intrinsics | None = None, *,
@@ -218,7 +225,7 @@ class Pipeline:
                      guidance: float = 1.0) -> RenderedViews:
         """Render what the camera would see.
 
-        Each view is made from the sources nearest to it (at most two), the nearest being the reference.
+        Each view is made from at most two sources, the nearest and one that stands apart from it (`choose_sources`).
 
         Args:
             source_frames: (S, H, W, 3) uint8; T_world_source: (S, 4, 4); source_intrinsics: shared by the sources.
@@ -252,7 +259,7 @@ class Pipeline:
         generator = self.model.generator(seed)
         total, views = steps * len(targets), []
         for number, target in enumerate(targets):
-            nearest = np.argsort(pose_distance(sources, target, metres_per_unit), kind="stable")[:_SOURCES_OF_A_VIEW]
+            nearest = choose_sources(sources, target, metres_per_unit)
             T = invert(sources[nearest[0]]) @ np.concatenate([sources[nearest], target[None]])
             T[:, :3, 3] /= metres_per_unit
             pictures, raxels = view_sources(self.config, fitted[nearest], T[:-1], source_camera, T[-1], target_camera)
@@ -366,7 +373,7 @@ class Pipeline:
         """
         if sources is None or video:
             return predict_memory(self.config, images=max((sources or 1) - 1, 0), video=True)
-        return predict_memory(self.config, images=min(sources, _SOURCES_OF_A_VIEW) + 1)
+        return predict_memory(self.config, images=min(sources, SOURCES_OF_A_VIEW) + 1)
 
     # -- helpers --------------------------------------------------------------------------------------------------
 
@@ -406,8 +413,8 @@ class Pipeline:
         if on_step is None:
             return None
 
-        def report(step: int, _: int, z: Array, r: Array) -> bool:
-            return on_step(before + step, total, to_uint8(self.model.decode_frames(z[:, -1:], (1,))[0, 0]))
+        def report(step: int, _: int, pictures: Array) -> bool:
+            return on_step(before + step, total, to_uint8(pictures[0, -1]))
 
         return report
 

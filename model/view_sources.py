@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The sources of a view as the model takes them (`ModelConfig.views`).
 
-A pinhole picture can be turned about its own camera centre without knowing any depth: the homography K R K^-1. With
-views='difference' every source is turned into the orientation and the intrinsics of the requested camera first, so that
-only what the translation changes is left to find, and what is denoised is the target's latent minus that of the nearest
-source: a small model cannot pass all numbers of a token through its width, and here it need not.
+With views='warped' every source is warped into the requested camera first, by the depth at which the sources agree
+(`plane_sweep.py`), and what is denoised is the target's latent minus that of what they show together: a small model
+cannot pass all numbers of a token through its width, and here it need not. What is left to find is what the warp got
+wrong and what no source shows. GEN3C (Ren et al. 2025) conditions a video model in this way.
 
 Axes: S sources, the nearest first, H W pixels. Poses are camera to a common frame.
 """
@@ -16,15 +16,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .comparison import rotation_warp
 from .config import ModelConfig
 from .geometry import Intrinsics, invert, rotation_angle_deg
+from .plane_sweep import sweep_sources
 from .raxels import make_raxels
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from .layout import Layout
+
+
+SOURCES_OF_A_VIEW = 2  # at most; a third gains 0.3 dB where the view lies beyond all of them (docs/model.md)
 
 
 def view_sources(config: ModelConfig, frames: np.ndarray, T_source: np.ndarray, source_camera: Intrinsics,
@@ -40,27 +43,27 @@ def view_sources(config: ModelConfig, frames: np.ndarray, T_source: np.ndarray, 
     """
     target_camera, size = target_camera or source_camera, (config.height // 2, config.width // 2)
     T = np.concatenate([T_source, np.asarray(T_target)[None]])
-    if config.views == "difference":
-        frames, T = turn_sources(frames, T, source_camera, target_camera)
+    if config.views == "warped":
+        frames, T = warp_sources(frames, T, source_camera, target_camera)
         return frames, make_raxels(T, target_camera, *size)
     T = invert(T[0]) @ T
     raxels = [make_raxels(T[:-1], source_camera, *size), make_raxels(T[-1:], target_camera, *size)]
     return frames, np.concatenate(raxels)
 
 
-def turn_sources(frames: np.ndarray, T: np.ndarray, source_camera: Intrinsics, target_camera: Intrinsics
+def warp_sources(frames: np.ndarray, T: np.ndarray, source_camera: Intrinsics, target_camera: Intrinsics
                  ) -> tuple[np.ndarray, np.ndarray]:
-    """Turn pictures (S, H, W, 3) of cameras T (S + 1, 4, 4) into the orientation of the last, the target.
+    """Warp pictures (S, H, W, 3) of cameras T (S + 1, 4, 4), lengths in the model's unit, into the last, the target.
 
     Returns:
-        The pictures as `target_camera` sees them, where they show nothing their border repeated; and the cameras
-        (S + 1, 4, 4), camera to the first one turned: they differ in translation only.
+        What `target_camera` sees of them, first of all together, then of each but the nearest (`sweep_sources`); and
+        the cameras (S + 1, 4, 4) with the target's orientation, camera to the first of them: they differ in translation
+        only, which tells from which side a picture was taken.
     """
-    turns = np.swapaxes(T[:-1, :3, :3], 1, 2) @ T[-1, :3, :3]                               # target to each source
-    turned = [rotation_warp(f, source_camera, R, target_camera) for f, R in zip(frames, turns, strict=True)]
+    warped, _ = sweep_sources(frames, invert(T[:-1]) @ T[-1], source_camera, target_camera)
     moved = np.tile(np.eye(4), (len(T), 1, 1))
     moved[:, :3, 3] = (T[:, :3, 3] - T[0, :3, 3]) @ T[-1, :3, :3]
-    return np.stack(turned), moved
+    return warped, moved
 
 
 def reference_latents(z: Tensor, reference: Sequence[int] | Tensor, layout: Layout, noisy: Tensor) -> Tensor:
@@ -83,3 +86,26 @@ def pose_distance(poses: np.ndarray, target: np.ndarray, unit: float) -> np.ndar
     """How far cameras (S, 4, 4) are from a target (4, 4): radians of rotation plus translation in units."""
     turn = np.radians(rotation_angle_deg(np.swapaxes(poses[:, :3, :3], 1, 2) @ target[:3, :3]))
     return turn + np.linalg.norm(poses[:, :3, 3] - target[:3, 3], axis=1) / unit
+
+
+def choose_sources(poses: np.ndarray, target: np.ndarray, unit: float, count: int = SOURCES_OF_A_VIEW) -> np.ndarray:
+    """Choose the sources of a view, nearest first.
+
+    Sources tell depth where they stand apart. So each further one is the nearest to the target of those that are at
+    least as far from every chosen one as the target is from the first; if there is none, the farthest from these.
+
+    Args:
+        poses: (S, 4, 4); target: (4, 4); unit: length of one model unit in theirs; count: at most so many.
+
+    Returns:
+        (min(S, count),) indices.
+    """
+    distance = pose_distance(poses, target, unit)
+    chosen = [int(np.argmin(distance))]
+    wanted = np.linalg.norm(target[:3, 3] - poses[chosen[0], :3, 3])
+    while len(chosen) < min(len(poses), count):
+        between = np.linalg.norm(poses[:, None, :3, 3] - poses[chosen, :3, 3], axis=-1).min(axis=1)     # (S,)
+        between[chosen] = -1.0
+        apart = between >= max(wanted, 1e-9)
+        chosen.append(int(np.argmin(np.where(apart, distance, np.inf)) if apart.any() else np.argmax(between)))
+    return np.array(chosen)

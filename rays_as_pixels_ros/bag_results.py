@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rays_as_pixels_model.geometry import invert
+
 from . import conversions
 from .bag_messages import tf_message
 from .bag_recording import TF_TYPE, RecordedFrame, Recording
@@ -23,6 +25,7 @@ from .track import Track
 
 VIEW_FRAME = "rendered_view_optical"
 _SHOW_EVERY_NS = 500_000_000  # path and frusta grow with the trajectory
+_SOURCES, _APART = 5, 4  # placed frames before that of a view which may be its sources, too; each of so many
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ class Results:
         self._track, self._life, self._shown = Track(path_max_size), 0, 0
         self._path: deque = deque(maxlen=path_max_size)
         self._last = max(placed)
+        self._sources: deque[RecordedFrame] = deque(maxlen=_SOURCES)
         self.poses = 0
 
     def topics(self, views: bool) -> dict[str, tuple[str, object]]:
@@ -79,12 +83,15 @@ class Results:
         if place.life != self._life:
             self._track.reset()
             self._path.clear()
+            self._sources.clear()
             self._life, self._shown = place.life, 0
         mount = self.recording.mount(names.base, frame.frame_id, frame.stamp)
         tracked = self._track.add(
             place.stitched, frame.stamp, mount, self.scale.value, place.covariance, place.step_covariance,
             self.scale.spread,
         )  # fmt: skip
+        if self.poses % _APART == 0:
+            self._sources.append(frame)
         self.poses += 1
         child = frame.frame_id if mount is None else names.base
         pose = conversions.pose_message(tracked, names.map)
@@ -115,19 +122,25 @@ class Results:
     def view(
         self, pipeline, frame: RecordedFrame, offset: tuple[float, float, float], steps: int, seed: int
     ) -> Iterator[tuple[str, object]]:
-        """Yield the messages of a view from beside a placed frame.
+        """Yield the messages of a view from beside a placed frame, made from it and from what was seen on the way.
 
         Args:
             offset: to the right, down and forward, in the unit of the trajectory.
         """
-        decoded = self.recording.decode(frame)
-        if decoded is None:
+        size = pipeline.config.width, pipeline.config.height
+        sources = [frame, *(earlier for earlier in self._sources if earlier.index != frame.index)]
+        decoded = [(source, self.recording.decode(source, size)) for source in sources]
+        if decoded[0][1] is None:
             return
+        decoded = [(source, found) for source, found in decoded if found is not None]
+        T_map_source = np.stack([self.placed[source.index].stitched.T_map_camera for source, _ in decoded])
+        T = invert(T_map_source[0]) @ T_map_source
+        T[:, :3, 3] *= self.scale.value
         T_source_view = np.eye(4)
         T_source_view[:3, 3] = offset
-        rgb, intrinsics = decoded
+        rgb, intrinsics = np.stack([found[0] for _, found in decoded]), decoded[0][1][1]
         views = pipeline.render_views(
-            rgb[None], np.eye(4)[None], intrinsics, T_source_view[None], intrinsics,
+            rgb, T, intrinsics, T_source_view[None], intrinsics,
             metres_per_unit=self.placed[frame.index].stitched.scale * self.scale.value, steps=steps, seed=seed,
         )  # fmt: skip
         stamp, name = frame.stamp, f"{self.names.views}/rendered"

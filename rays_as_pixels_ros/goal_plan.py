@@ -98,7 +98,7 @@ class GoalPlanner:
     def imagine(self, request: Any) -> ImaginePlan:
         """Plan an Imagine goal."""
         info, images = request.camera_info, request.source_images
-        live = [] if images else self._frames.all()[:: self._p.buffer_stride][: self._p.source_frames]
+        live = [] if images else self._frames.newest(1)
         if not images and not live:
             raise RefusalError("no source frame yet")
         if live and conversions.is_zero(info):
@@ -121,7 +121,10 @@ class GoalPlanner:
     # Sources
 
     def _live_sources(self, request: Any) -> list[Any]:
-        """Choose the live images, reference first: the newest, or the one whose stamp the poses name."""
+        """Choose the live images, reference first: the newest, or the one whose stamp the poses name.
+
+        The others are spread over what is held, of what TF can place: they tell depth where they stand apart.
+        """
         held = self._frames.all()
         if not held:
             raise RefusalError("no source frame yet")
@@ -142,7 +145,13 @@ class GoalPlanner:
                 )
         else:
             held = self._from_newest_placed(held, {pose.header.frame_id.lstrip("/") for pose in request.poses})
-        return held[:: self._p.buffer_stride][: self._p.source_frames]
+        strided = held[:: self._p.buffer_stride]
+        spread = np.linspace(0, len(strided) - 1, min(len(strided), self._p.source_frames)).round().astype(int)
+        placed = {self._p.fixed_frame}
+        if not self._can_place(placed, optical, held[0].stamp):
+            return held[:1]
+        rest = (strided[index] for index in spread[1:])
+        return held[:1] + [frame for frame in rest if self._can_place(placed, optical, frame.stamp)]
 
     def _from_newest_placed(self, held: list[Any], frames: set[str]) -> list[Any]:
         """Drop the newest images that TF cannot place yet: a trajectory comes a window later than its images.

@@ -232,9 +232,8 @@ class ViewSynthesisNode(CameraNode):
 
     def _imagine(self, handle, result: Imagine.Result, stopping: threading.Event) -> None:
         request, config = handle.request, self._pipeline.config
-        live = self._p.source_frames
-        needs = self._pipeline.predict_memory(len(request.source_images) or live, video=True)
-        self._check_memory(self._planner.source_pixels(request, live), config.frames, needs)
+        needs = self._pipeline.predict_memory(len(request.source_images) or 1, video=True)
+        self._check_memory(self._planner.source_pixels(request, 1), config.frames, needs)
         plan = self._planner.imagine(request)
         video = self._pipeline.imagine(
             plan.frames,

@@ -57,14 +57,42 @@ def test_live_images_are_decoded_at_the_size_that_the_model_takes(make):
     """And still show the same, with the same camera, as the whole picture would when the model fits it."""
     rgb = photo()
     whole, camera = fit_frames(rgb[None], FULL, 96, 64)
-    for plan in (planner(make(rgb), make(rgb)).views(view()), planner(make(rgb), make(rgb)).imagine(Imagine.Goal())):
+    live = planner(make(rgb), make(rgb))
+    for plan, count in ((live.views(view()), 2), (live.imagine(Imagine.Goal()), 1)):
         intrinsics = plan.source_intrinsics if hasattr(plan, "source_intrinsics") else plan.intrinsics
-        assert plan.frames.shape == (2, 64, 96, 3)
+        assert plan.frames.shape == (count, 64, 96, 3)
         np.testing.assert_allclose(plan.frames[0], whole[0], atol=6)
         found = [getattr(intrinsics, name) for name in ("fx", "fy", "cx", "cy", "width", "height")]
         assert found == pytest.approx([camera.fx, camera.fy, camera.cx, camera.cy, 96, 64], abs=0.1)
     plan = planner(make(rgb)).views(view())
     assert plan.target_intrinsics == plan.source_intrinsics
+
+
+def test_live_sources_are_spread_over_what_is_held_where_tf_places_it():
+    def plan_of(known, sources=4, stride=1):
+        frames = RecentFrames(10)
+        for number in range(10):
+            stamp = 10**9 + number
+            image = c.rgb_to_image(np.full((64, 96, 3), 10 * number, np.uint8), stamp, "camera")
+            camera = c.camera_info(Intrinsics.from_fov(70.0, 96, 64), stamp, "camera")
+            frames.push(CameraFrame(stamp, "camera", image, camera))
+        p = SimpleNamespace(**{**vars(P), "source_frames": sources, "buffer_stride": stride})
+
+        def lookup(target, target_stamp, source, source_stamp):
+            T = np.eye(4)
+            T[0, 3] = source_stamp - target_stamp
+            return T
+
+        made = GoalPlanner(p, frames, PixelPipeline(), lookup, lambda _, __, stamp: stamp - 10**9 in known).views(view())
+        return (made.frames[:, 0, 0, 0] // 10).tolist(), made.T_world_source[:, 0, 3].tolist()
+
+    assert plan_of(range(10)) == ([9, 6, 3, 0], [0, -3, -6, -9])
+    assert plan_of(range(10), 2) == ([9, 0], [0, -9])
+    assert plan_of(range(10), 1) == ([9], [0])
+    assert plan_of(range(10), 16)[0] == list(range(9, -1, -1))
+    assert plan_of(range(10), 3, 4) == ([9, 5, 1], [0, -4, -8])
+    assert plan_of(range(3, 10)) == ([9, 6, 3], [0, -3, -6])  # the oldest came before its transform
+    assert plan_of(()) == ([9], [0])  # without TF the newest alone, in its own frame
 
 
 def test_images_that_a_goal_brings_are_fitted_too_and_its_camera_stays_its_own():

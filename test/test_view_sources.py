@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Views as differences from turned sources: geometry of turning, what is added back, and what training draws."""
+"""Views as differences from warped sources: geometry of the cameras, what is added back, what training draws."""
 
 from dataclasses import replace
 
@@ -13,8 +13,9 @@ from rays_as_pixels_model.geometry import Intrinsics, make_pose, pixel_rays, so3
 from rays_as_pixels_model.joint import RaysAsPixels
 from rays_as_pixels_model.layout import Layout
 from rays_as_pixels_model.pipeline import Pipeline
+from rays_as_pixels_model.plane_sweep import sweep_sources
 from rays_as_pixels_model.raxels import make_raxels
-from rays_as_pixels_model.view_sources import reference_latents, turn_sources, view_sources
+from rays_as_pixels_model.view_sources import choose_sources, reference_latents, view_sources, warp_sources
 from rays_as_pixels_training.config import TrainConfig
 from rays_as_pixels_training.data.posed import DatasetError
 from rays_as_pixels_training.data.source import ClipArrays
@@ -63,17 +64,31 @@ def test_what_the_source_does_not_show_is_its_border_also_behind_it():
     assert np.isfinite(rotation_warp(picture.astype(np.float32), CAMERA, so3_exp(np.array([0, np.pi, 0])))).all()
 
 
-def test_turned_cameras_differ_in_translation_only_and_keep_their_centres():
+def test_cameras_of_warped_sources_differ_in_translation_only_and_keep_their_centres():
     T = np.stack(
         [pose((0.1, -0.2, 0.05), (0.3, 0, 0.1)), pose((0, 0.3, 0), (-0.2, 0.1, 0)), pose((0.2, 0.1, 0), (0, 0, 0.5))]
     )
     frames = np.stack([sky(CAMERA, t[:3, :3]) for t in T[:2]])
-    turned, moved = turn_sources(frames, T, CAMERA, CAMERA)
+    warped, moved = warp_sources(frames, T, CAMERA, CAMERA)
     np.testing.assert_allclose(moved[:, :3, :3], np.tile(np.eye(3), (3, 1, 1)), atol=1e-12)
     np.testing.assert_allclose(moved[0], np.eye(4), atol=1e-12)
     for i in range(3):  # the way from the first camera, told in the target's axes
         np.testing.assert_allclose(T[2, :3, :3] @ moved[i, :3, 3], T[i, :3, 3] - T[0, :3, 3], atol=1e-12)
-    assert turned.shape == frames.shape and turned.dtype == np.uint8
+    assert warped.shape == frames.shape and warped.dtype == np.uint8
+
+
+def test_sources_are_chosen_near_and_apart_from_each_other():
+    poses = np.stack([pose(centre=(x, 0, 0)) for x in (0.0, 0.02, 0.3, -0.6, 2.0)])
+    target = pose(centre=(0.1, 0, 0))
+    assert choose_sources(poses, target, 1.0).tolist() == [1, 2]  # the next nearest, 0, stands beside the first
+    assert choose_sources(poses, target, 1.0, 3).tolist() == [1, 2, 3]
+    assert choose_sources(poses[:2], target, 1.0, 3).tolist() == [1, 0]  # none is far enough: what there is
+    assert choose_sources(poses[:1], target, 1.0).tolist() == [0]
+    turned = np.stack([pose((0, 0.5, 0)), pose(centre=(0.1, 0, 0)), pose((0, 0.1, 0))])
+    assert choose_sources(turned, np.eye(4), 1.0, 1).tolist() == [1]
+    assert choose_sources(turned, np.eye(4), 0.5, 1).tolist() == [2]  # in a smaller scene a step counts more
+    # A view from where a source stands: the rest only adds what that one does not show.
+    assert choose_sources(poses, poses[2], 1.0).tolist() == [2, 1]
 
 
 def test_pictures_are_left_alone_where_a_model_denoises_pictures():
@@ -87,8 +102,8 @@ def test_pictures_are_left_alone_where_a_model_denoises_pictures():
     np.testing.assert_allclose(raxels[2], make_raxels(relative[2], WIDE, 32, 48), atol=1e-6)
 
 
-def test_a_model_that_knows_nothing_gives_the_turned_source():
-    """Its heads start at 0: no difference. So views begin at the rotation warp and training can only add to it."""
+def test_a_model_that_knows_nothing_gives_the_warped_source():
+    """Its heads start at 0: no difference. So views begin at the plane sweep and training can only add to it."""
     torch.manual_seed(0)
     model = RaysAsPixels(CONFIG)
     pipe, source = Pipeline(model), sky(CAMERA, np.eye(3))
@@ -96,10 +111,9 @@ def test_a_model_that_knows_nothing_gives_the_turned_source():
     views = pipe.render_views(
         source[None], np.eye(4)[None], CAMERA, target[None], WIDE, steps=2, on_step=lambda *s: seen.append(s[2]) or True
     )
-    z = model.encode_frames(pipe._to_array(rotation_warp(source, CAMERA, target[:3, :3], WIDE))[None, None], (1,))
-    wanted = ((model.decode_frames(z, (1,))[0, 0].clamp(-1, 1) + 1) * 127.5).round().detach().numpy()
-    np.testing.assert_allclose(views.frames[0], wanted, atol=1)
-    np.testing.assert_allclose(seen[-1], wanted, atol=1)  # previews too
+    warped = sweep_sources(source[None], target[None], CAMERA, WIDE)[0]
+    np.testing.assert_allclose(views.frames[0].astype(int), warped[0], atol=1)  # also what the codec would leave out
+    np.testing.assert_allclose(seen[-1].astype(int), warped[0], atol=1)  # previews too
     loop = pipe.render_batch(torch.zeros(2, 1, 64, 96, 3), torch.zeros(2, 2, 32, 48, 3), 1, torch.Generator())
     assert loop.shape == (2, 1, 64, 96, 3)
 
@@ -112,32 +126,32 @@ def test_only_noisy_images_have_a_base():
 
 
 def clips(count: int = 3, frames: int = 9) -> ClipArrays:
-    """Cameras that turn and move before a world at infinity."""
+    """Cameras that turn and move before a world at infinity: in its unit they hardly move."""
     rng, T = np.random.default_rng(4), np.zeros((count, frames, 4, 4))
     for row in T:
         way, turn = rng.normal(0, 0.1, 3), rng.normal(0, 0.03, 3)
         row[:] = [pose(turn * i, way * i) for i in range(frames)]
     pictures = np.stack([[sky(CAMERA, t[:3, :3]) for t in row] for row in T])
     k = np.tile(np.float32([CAMERA.fx, CAMERA.fy, CAMERA.cx, CAMERA.cy]), (count, 1))
-    return ClipArrays(pictures, T, k, np.full((count, frames), 2.0, np.float32))
+    return ClipArrays(pictures, T, k, np.full((count, frames), 200.0, np.float32))
 
 
 def test_training_draws_views_as_they_are_rendered():
     source = clips()
     for number in range(1, 4):
         rng = np.random.default_rng(number)
-        windows = cut_views(source, np.arange(3), rng, "difference", number, augment=False)
+        windows = cut_views(source, np.arange(3), rng, "warped", number, augment=False)
         T = windows.T_reference_camera.numpy()
         assert windows.frames.shape == (3, number + 1, 64, 96, 3) and windows.reference.tolist() == [0, 0, 0]
         np.testing.assert_allclose(T[..., :3, :3], np.broadcast_to(np.eye(3), T[..., :3, :3].shape), atol=1e-9)
         steps = np.linalg.norm(T[:, :-1, :3, 3] - T[:, -1:, :3, 3], axis=-1)
         assert (np.diff(steps, axis=1) >= -1e-9).all()  # on these paths the angle grows with the way: nearest first
-        middle = windows.frames[:, :, 24:40, 36:60]  # all at infinity: turned, all show the same
+        middle = windows.frames[:, :, 24:40, 36:60]  # all at infinity: warped, all show the same
         assert (middle[:, :-1] - middle[:, -1:]).abs().mean() < 0.03
 
 
 def test_augmentation_leaves_sources_and_target_in_one_world():
-    windows = cut_views(clips(), np.arange(3), np.random.default_rng(0), "difference", 2)
+    windows = cut_views(clips(), np.arange(3), np.random.default_rng(0), "warped", 2)
     middle = windows.frames[:, :, 24:40, 36:60]
     assert (middle[:, :-1] - middle[:, -1:]).abs().mean() < 0.03
 
@@ -160,18 +174,18 @@ def test_the_noise_of_a_view_is_about_its_difference():
     assert (batch.t_z[:, :-1] == 1).all() and (batch.t_z[:, -1] < 1).all()
 
 
-def test_latents_cannot_be_turned():
+def test_latents_cannot_be_warped():
     class Latents:
         def cut(self, *_):
             raise AssertionError
 
     with pytest.raises(DatasetError, match="--store frames"):
-        cut_views(Latents(), np.arange(2), np.random.default_rng(0), "difference", 1)
+        cut_views(Latents(), np.arange(2), np.random.default_rng(0), "warped", 1)
 
 
 def test_old_checkpoints_denoise_pictures():
     stored = CONFIG.to_dict()
     del stored["views"]
     assert ModelConfig.from_dict(stored).views == "picture"
-    with pytest.raises(ConfigError, match="views must be 'picture' or 'difference', got 'warp'"):
-        replace(CONFIG, views="warp")
+    with pytest.raises(ConfigError, match="views must be 'picture' or 'warped', got 'difference'"):
+        replace(CONFIG, views="difference")

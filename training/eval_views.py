@@ -13,7 +13,8 @@ import torch
 
 from rays_as_pixels_model.geometry import invert, rotation_angle_deg
 from rays_as_pixels_model.pipeline import Pipeline
-from rays_as_pixels_model.view_sources import pose_distance, view_sources
+from rays_as_pixels_model.plane_sweep import sweep_sources
+from rays_as_pixels_model.view_sources import choose_sources, pose_distance, view_sources
 
 from . import perceptual
 from .baselines import rotation_warp
@@ -22,7 +23,7 @@ from .eval_windows import VIEW_CASES, EvalWindow, ViewCase
 from .metrics import camera_errors, psnr, ssim
 from .perceptual import Weights
 
-METHODS = ("rays_as_pixels", "copy_nearest", "rotation_warp")
+METHODS = ("rays_as_pixels", "copy_nearest", "rotation_warp", "plane_warp", "plane_sweep")
 _MEANS = ("psnr", "ssim", "lpips")
 _MOVING_DB = 30.0  # a view counts as moving content when copying the nearest source is below this PSNR
 
@@ -56,12 +57,17 @@ def render_cases(
             table["copy_nearest"] = np.stack([case.sources[near] for _, case, near in moving])
         if "rotation_warp" in methods:
             table["rotation_warp"] = np.stack([_warped(*row) for row in moving])
+        given, cameras, intrinsics = _sources_and_cameras(moving)
+        # On a plane at the scene's depth, and where all sources agree: what the model starts from.
+        for method, count in (("plane_warp", 1), ("plane_sweep", given.shape[1])):
+            if method in methods:
+                table[method] = _swept(given[:, :count], cameras[:, [*range(count), -1]], intrinsics)
         if "rays_as_pixels" in methods:
             usual = default_steps(Pipeline.render_views)
             pictures = {}
             for count in sorted({usual, *steps}):
                 progress(f"rays_as_pixels, views from {name.replace('_', ' ')}, {count} steps")
-                pictures[count] = _render(pipe, *_sources_and_cameras(moving), count, seed)
+                pictures[count] = _render(pipe, given, cameras, intrinsics, count, seed)
             table["rays_as_pixels"] = pictures[usual]
             table.update({f"rays_as_pixels_{count}_steps": pictures[count] for count in sorted(set(steps))})
     return out
@@ -76,13 +82,19 @@ def _warped(window: EvalWindow, case: ViewCase, near: int) -> np.ndarray:
     return rotation_warp(case.sources[near], window.intrinsics, turn)
 
 
+def _swept(given: np.ndarray, cameras: np.ndarray, intrinsics: Sequence) -> np.ndarray:
+    """What sources (N, S, H, W, 3) show of the last of the cameras (N, S + 1, 4, 4): (N, H, W, 3) uint8."""
+    rows = zip(given, cameras, intrinsics, strict=True)
+    return np.stack([sweep_sources(frames, invert(T[:-1]) @ T[-1], k, k)[0][0] for frames, T, k in rows])
+
+
 def _sources_and_cameras(moving) -> tuple[np.ndarray, np.ndarray, list]:
     """Sources (N, S, H, W, 3), cameras in the nearest source (N, S + 1, 4, 4), and intrinsics, as `render_views` has
     them: the nearest source first."""
     sources, cameras = [], []
     for _, case, near in moving:
         unit = float(case.units[near])
-        order = np.argsort(pose_distance(case.T_world_source, case.T_world_target, unit), kind="stable")[:2]
+        order = choose_sources(case.T_world_source, case.T_world_target, unit)
         T = invert(case.T_world_source[order[0]]) @ np.concatenate(
             [case.T_world_source[order], case.T_world_target[None]]
         )
@@ -172,6 +184,13 @@ def _videos(pipe, windows, methods, true_cameras, seed) -> dict[str, np.ndarray]
         out["rotation_warp"] = np.stack(
             [
                 np.stack([rotation_warp(frame, k, T[:3, :3]) for T in path])
+                for frame, k, path in zip(first, intrinsics, true_cameras, strict=True)
+            ]
+        )
+    if "plane_warp" in methods:
+        out["plane_warp"] = np.stack(
+            [
+                np.stack([sweep_sources(frame[None], T[None], k, k)[0][0] for T in path])
                 for frame, k, path in zip(first, intrinsics, true_cameras, strict=True)
             ]
         )

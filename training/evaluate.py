@@ -20,7 +20,10 @@ from pathlib import Path
 
 from rays_as_pixels_model.arguments import integer
 
-METHODS = ("rays_as_pixels", "identity", "constant_velocity", "copy_nearest", "rotation_warp", "opencv_vo", "colmap")
+METHODS = (
+    "rays_as_pixels", "identity", "constant_velocity", "copy_nearest", "rotation_warp", "plane_warp", "plane_sweep",
+    "opencv_vo", "colmap",
+)  # fmt: skip
 _PROCEDURAL = "procedural"
 
 

@@ -105,7 +105,7 @@ class Trainer:
                 f"{shape.height}x{shape.width}"
             )
         latents = hasattr(self.source, "check_codec")
-        if shape.views == "difference" and config.tasks[1] > 0 and latents:
+        if shape.views == "warped" and config.tasks[1] > 0 and latents:
             raise ValueError(LATENT_VIEWS)
         if shape.pose_passes > 1 and config.tasks[0] > 0 and (latents or not config.turned):
             why = "latents cannot be turned" if latents else "turned is 0"

@@ -84,7 +84,7 @@ def _draw_part(task: str, clips, slots: np.ndarray, rng: np.random.Generator, co
         return TaskBatch(task, windows, layout, torch.where(is_source | ~exists, 1.0, times),
                          torch.ones(b, layout.frames))  # fmt: skip
     if task == "views":
-        if model_config.views == "difference":  # one view, as it is rendered; as many sources in the whole part
+        if model_config.views == "warped":  # one view, as it is rendered; as many sources in the whole part
             sources = int(rng.integers(1, config.view_frames))
             windows = cut_views(clips, slots, rng, model_config.views, sources)
             times = draw_times(b, generator)[:, None]
@@ -123,7 +123,7 @@ def noised(
         z1, r1 = batch.windows.encoded()
     else:
         z1, r1 = model.encode_frames(batch.windows.frames, batch.layout), model.encode_rays(batch.windows.raxels())
-    if model.config.views == "difference" and batch.task in ("views", "mixed"):
+    if model.config.views == "warped" and batch.task in ("views", "mixed"):
         z1 = z1 - reference_latents(z1, batch.windows.reference, batch.layout, batch.t_z < 1)
     z0, r0 = (torch.randn(x.shape, generator=generator, device=x.device) for x in (z1, r1))
     return (add_noise(z1, z0, batch.t_z), add_noise(r1, r0, batch.t_r)), (z1 - z0, r1 - r0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Views for training as they are rendered (`model/view_sources.py`): sources turned into the target's orientation.
+"""Views for training as they are rendered (`model/view_sources.py`): sources warped into the target's camera.
 
 Axes: B batch, S sources, the nearest first, H W pixels.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from rays_as_pixels_model.geometry import Intrinsics
-from rays_as_pixels_model.view_sources import pose_distance, turn_sources
+from rays_as_pixels_model.view_sources import pose_distance, warp_sources
 
 from .posed import DatasetError
 from .windows import WindowBatch, cut_frames, cut_windows
@@ -27,15 +27,15 @@ def cut_views(
 
     Args:
         pool, slots, augment: see `windows.cut_windows`.
-        views: of the model's config: 'difference', or 'picture': in the order drawn, nothing is turned.
+        views: of the model's config: 'warped', or 'picture': in the order drawn, nothing is warped.
         sources: S, at most one less than a clip has frames.
 
     Returns:
-        (B, S + 1) frames and cameras; the reference is source 0: the nearest, turned. There is no depth: it would be
-        that of the sources before they were turned.
+        (B, S + 1) frames and cameras; the reference is image 0: what all sources show of the target. There is no
+        depth: it would be that of the sources before they were warped.
 
     Raises:
-        DatasetError: clips of latents, which cannot be turned.
+        DatasetError: clips of latents, which cannot be warped.
     """
     if views == "picture":
         return cut_windows(pool, slots, rng, sources + 1, scattered=True, augment=augment, references=1)
@@ -52,5 +52,5 @@ def cut_views(
     frames, cameras = windows.frames.numpy(), windows.T_reference_camera.numpy()
     for row, k in enumerate(windows.intrinsics.tolist()):
         camera = Intrinsics(*k, width, height)
-        frames[row, :-1], cameras[row] = turn_sources(frames[row, :-1], cameras[row], camera, camera)
+        frames[row, :-1], cameras[row] = warp_sources(frames[row, :-1], cameras[row], camera, camera)
     return WindowBatch(windows.frames, windows.T_reference_camera, windows.intrinsics, windows.reference)
