@@ -2,16 +2,14 @@
 """What sources show of a view, by plane sweep (Collins 1996): they are warped onto planes that face the requested
 camera, and each of its pixels takes the depth at which the sources agree.
 
-One source agrees with itself everywhere: it is seen on the one plane at the scene's depth. Two and more tell depth where
-they stand apart and show the same; elsewhere that plane stands.
+One source agrees with itself everywhere: it is seen on the one plane at the scene's depth. Two and more tell depth
+where they stand apart and show the same; elsewhere that plane stands.
 
 Axes: S sources, D planes, H W pixels of the target. Poses take the target's coordinates to the source's, lengths are in
 the model's unit, in which the mean inverse depth of the scene is about 1.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import cv2
 import numpy as np

@@ -83,7 +83,8 @@ def test_live_sources_are_spread_over_what_is_held_where_tf_places_it():
             T[0, 3] = source_stamp - target_stamp
             return T
 
-        made = GoalPlanner(p, frames, PixelPipeline(), lookup, lambda _, __, stamp: stamp - 10**9 in known).views(view())
+        planner = GoalPlanner(p, frames, PixelPipeline(), lookup, lambda _, __, stamp: stamp - 10**9 in known)
+        made = planner.views(view())
         return (made.frames[:, 0, 0, 0] // 10).tolist(), made.T_world_source[:, 0, 3].tolist()
 
     assert plan_of(range(10)) == ([9, 6, 3, 0], [0, -3, -6, -9])

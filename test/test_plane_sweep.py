@@ -111,7 +111,8 @@ def test_floats_and_bytes_give_the_same():
     cameras, T = [pose(), pose(centre=(0.2, 0, 0))], pose(centre=(0.1, 0, 0.1))
     frames = np.stack([wall(CAMERA, camera, 1.5) for camera in cameras])
     whole, depth = sweep_sources(frames, to_sources(cameras, T), CAMERA, WIDE)
-    scaled, same = sweep_sources(frames.astype(np.float32) * np.float32(2 / 255) - 1, to_sources(cameras, T), CAMERA, WIDE)
+    scaled = frames.astype(np.float32) * np.float32(2 / 255) - 1
+    scaled, same = sweep_sources(scaled, to_sources(cameras, T), CAMERA, WIDE)
     assert scaled.dtype == np.float32
     np.testing.assert_allclose((scaled + 1) * 127.5, whole, atol=1.2)
     np.testing.assert_allclose(same, depth, atol=0.05)
