@@ -373,6 +373,7 @@ def test_ros2_launch_runs_the_nodes_on_the_real_rclpy(peer, tmp_path, repository
         launch = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
     try:
         until(lambda: log.read_text().count("active: listening") == 2 or launch.poll() is not None, "both nodes", 300)
+        assert launch.poll() is None, log.read_text()
         entry = ("-m", "rays_as_pixels_ros.entry_points")
         options = ["-p", "at_end:=loop", "-p", "rate:=2.0", "-r", "__ns:=/launched"]
         with without_ros(lambda: Process(tmp_path, "camera_player", *options, command=entry)) as player:
