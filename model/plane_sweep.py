@@ -17,11 +17,12 @@ import numpy as np
 from .geometry import Intrinsics, pixel_rays
 
 _PLANES, _NEAREST = 16, 2.5  # planes from infinity to this many times the inverse depth of the scene
-# Of colours in [-1, 1]: most that sources can disagree by at a pixel, and what counts where fewer than two see it.
-_MOST, _UNSEEN = 0.5, 0.12
-_PRIOR = 0.016  # the same for each scene depth from the plane of the scene, in inverse depth
+# Of colours in [-1, 1]: most that sources can disagree by at a pixel; what counts where fewer than two see it, and how
+# much beside one that two see.
+_MOST, _UNSEEN, _UNSEEN_WEIGHT = 0.5, 0.16, 0.05
+_PRIOR = 0.012  # the same for each scene depth from the plane of the scene, in inverse depth
 _SOFT = 0.008  # disagreements closer than this share a depth
-_BLUR = 24  # disagreements are averaged over a Gaussian whose sigma is the width over this
+_BLUR = 18  # disagreements are averaged over a Gaussian whose sigma is the width over this
 _BEHIND = 1e-3  # z of what lies on a source's plane or behind it
 
 
@@ -89,12 +90,18 @@ def _agreed_depth(
     relative = np.linspace(0.0, _NEAREST, _PLANES)
     planes = np.broadcast_to((scene * relative)[:, None, None], (_PLANES, size[1], size[0]))
     warped, seen = warp_by_depth(small, T_source_target, camera, target_camera.resized(*size), planes)
-    cost = np.where(seen.sum(axis=0) > 1, np.minimum(_disagreement(warped, seen), _MOST), _UNSEEN)   # (D, H/2, W/2)
-    blurred = np.stack([cv2.GaussianBlur(one, (0, 0), size[0] / _BLUR) for one in cost])
-    blurred += (_PRIOR * np.abs(relative - 1))[:, None, None]
-    share = np.exp((blurred.min(axis=0) - blurred) / _SOFT)
+    told = seen.sum(axis=0) > 1                                                             # (D, H/2, W/2)
+    cost = np.where(told, np.minimum(_disagreement(warped, seen), _MOST), _UNSEEN)
+    weight = np.where(told, 1.0, _UNSEEN_WEIGHT)
+    mean = _blurred(weight * cost) / _blurred(weight) + (_PRIOR * np.abs(relative - 1))[:, None, None]
+    share = np.exp((mean.min(axis=0) - mean) / _SOFT)
     inverse_depth = (share * planes).sum(axis=0) / share.sum(axis=0)
     return cv2.resize(inverse_depth, (target_camera.width, target_camera.height), interpolation=cv2.INTER_LINEAR)
+
+
+def _blurred(planes: np.ndarray) -> np.ndarray:
+    """Each of the planes (D, h, w) averaged over the neighbourhood of its pixels."""
+    return np.stack([cv2.GaussianBlur(plane, (0, 0), planes.shape[2] / _BLUR) for plane in planes])
 
 
 def _halved(frame: np.ndarray) -> np.ndarray:

@@ -64,7 +64,7 @@ def test_sources_that_stand_in_one_place_tell_nothing_and_the_plane_of_the_scene
     frames = np.stack([wall(CAMERA, np.eye(4), 2.0)] * 2)
     T = to_sources([np.eye(4)] * 2, pose((0, 0.05, 0), (0.1, 0, 0)))
     found, inverse_depth = sweep_sources(frames, T, CAMERA, CAMERA)
-    np.testing.assert_allclose(inverse_depth[:, 8:64], 1.0, atol=0.06)  # where all planes are seen
+    np.testing.assert_allclose(inverse_depth[:, 8:64], 1.0, atol=0.1)  # where all planes are seen
     assert found.shape == (2, 64, 96, 3)
 
 
