@@ -134,7 +134,7 @@ class Stitcher:
         min_spread: float = 1e-3,
         max_scale_step: float = np.inf,
         memory: int = 256,
-        scale_step: float = 0.05,
+        scale_step: float = 0.01,
         scale_spread: float = 0.25,
     ):
         """
