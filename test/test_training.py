@@ -19,10 +19,11 @@ from rays_as_pixels_model.joint import RaysAsPixels
 from rays_as_pixels_model.raxels import read_cameras
 from rays_as_pixels_training.baselines import constant_velocity, rotation_warp
 from rays_as_pixels_training.config import RunConfig, TrainConfig
-from rays_as_pixels_training.data.source import PoolSource
+from rays_as_pixels_training.data.source import ClipArrays, PoolSource
 from rays_as_pixels_training.data.windows import cut_windows
+from rays_as_pixels_training.learner import Learner
 from rays_as_pixels_training.loop import Trainer
-from rays_as_pixels_training.loss import ray_weights, velocity_loss
+from rays_as_pixels_training.loss import picture_weights, ray_weights, velocity_loss
 from rays_as_pixels_training.metrics import pose_errors, psnr
 from rays_as_pixels_training.optimizer import Muon, orthogonalise
 from rays_as_pixels_training.state import read_facts, states
@@ -56,6 +57,35 @@ def test_ray_weights_follow_motion_and_leave_dead_channels_alone():
     moving = torch.ones(1, 1, dtype=torch.bool)
     weighed = velocity_loss(error, torch.zeros_like(error), moving, 1, 0.0, (torch.zeros(4), torch.ones(4)))
     assert weighed.item() == pytest.approx((25 + 5) / 24)
+
+
+def test_the_loss_of_warped_views_is_the_error_in_pixels():
+    torch.manual_seed(0)
+    model = RaysAsPixels(preset("micro"))
+    model.normaliser.image_scale.copy_(torch.rand(model.config.codec.channels) + 0.2)
+    model.codec.image_basis.copy_(torch.linalg.qr(torch.randn(192, 48))[0].T)
+    z, error = torch.randn(2, 1, 8, 12, 48) * 0.01, torch.randn(2, 1, 8, 12, 48) * 0.01
+    moving, scale = torch.ones(2, 1, dtype=torch.bool), 1 / model.normaliser.image_scale
+    found = velocity_loss(z + error, z, moving, 2, 0.0, picture_weights(scale))
+    pixels = (model.decode_frames(z + error, (1,)) - model.decode_frames(z, (1,))).square().mean()
+    per_channel = scale.square().mean() * 48 / 192  # a mean over 192 numbers of a cell, not over 48 channels
+    assert found.item() == pytest.approx((pixels / per_channel).item(), rel=1e-4)
+
+    class Source:
+        height, width, clip_frames = 64, 96, 13
+
+        def take(self, count, rng):
+            clip = np.random.default_rng(0).integers(0, 256, (1, 13, 64, 96, 3), dtype=np.uint8)
+            poses, k = np.tile(np.eye(4), (1, 13, 1, 1)), np.float32([[80, 80, 48, 32]])
+            return ClipArrays(clip, poses, k, np.ones((1, 13), np.float32)), np.zeros(count, int)
+
+    # Heads that give 0 are off by the data over 1 - t, whatever the noise.
+    config = TrainConfig(tasks=(0, 1, 0), batch=2, cosine_weight=0.0, precision="float32")
+    batch = draw_step(Source(), config, model.config, 0)[0]
+    z = model.encode_frames(batch.windows.frames, batch.layout)
+    off = (z - z[:, :1]) / (1 - batch.t_z).clamp(min=1e-3)[..., None, None, None]
+    wanted = velocity_loss(off, torch.zeros_like(off), batch.t_z < 1, 2, 0.0, picture_weights(scale))
+    assert Learner(config, model, model.config).losses(batch, 0).z.item() == pytest.approx(wanted.item(), rel=1e-3)
 
 
 def test_windows_have_their_reference_at_the_identity_and_raxels_that_say_so(pool):
