@@ -136,9 +136,12 @@ def test_the_default_rows_are_what_the_pipeline_does_by_default(pipe, windows):
 
 
 def test_views_of_the_baselines_and_cameras_found_in_the_videos(pipe, windows, knows_the_cameras):
-    cases = render_cases(pipe, windows, ("copy_nearest", "rotation_warp"), steps=())
+    cases = render_cases(pipe, windows, ("copy_nearest", "rotation_warp", "plane_warp", "plane_sweep"), steps=())
     report = view_report(pipe, windows, cases, Weights())
-    assert report["rotation_warp"]["psnr"] > report["copy_nearest"]["psnr"]
+    order = ("copy_nearest", "rotation_warp", "plane_warp", "plane_sweep")
+    found = [report[method]["psnr"] for method in order]
+    assert found == sorted(found) and found[3] > found[2] + 0.5  # two sources tell more than the scene's depth
+    np.testing.assert_array_equal(cases["one_source"]["plane_warp"], cases["one_source"]["plane_sweep"])
     assert report["truth"]["R_err"] < 1e-3 and report["truth"]["T_err"] < 1e-3
     rows = report["copy_nearest"]
     counts = [rows[c]["views"] for c in ("one_source", "two_sources")]

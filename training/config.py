@@ -50,7 +50,7 @@ class TrainConfig:
         pose_at_start: share of pose steps whose rays are all but pure noise, where one-step sampling starts.
         turned: share of the windows of pose steps whose frames are turned back by a guess of their rotation, as a
             second pass meets them (only of models with `ModelConfig.pose_passes` above 1; not of latents).
-        view_frames: images in a view step, sources and targets; where views are differences the most, one the target.
+        view_frames: images in a view step, sources and targets; where sources are warped the most, one the target.
         max_stride: largest stride of a video window within its clip.
         precision: of the matrix products; auto takes bfloat16 where it is faster, as measured when the run begins.
         scenes: rendered scenes: plain, varied, or groups of variety joined by '+' (docs/scenes.md); of several pools

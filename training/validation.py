@@ -3,7 +3,7 @@
 
 `rays-as-pixels eval` is the full one. Here: the last frame's camera against the first's with one denoising step in each
 of the model's passes, and one view from one source with one. Each error is taken relative to a guess that costs nothing
-(the camera stands still; the view is the source as the model is given it: turned, where its views are differences), and
+(the camera stands still; the view is the source as the model is given it: warped, if its config says so), and
 the score is their mean over the tasks that are trained: below 1 is better than guessing.
 
 Axes: N windows, T frames.
