@@ -18,6 +18,7 @@ from scipy.spatial.transform import Rotation
 
 from rays_as_pixels_model.bags import BagError
 from rays_as_pixels_model.files import read_trajectory, write_png
+from rays_as_pixels_model.pipeline import Pipeline
 from rays_as_pixels_ros import bag_writer, cli, command_bag, parameters
 from rays_as_pixels_ros.conversions import T_REP103_OPTICAL
 from rays_as_pixels_ros.interrupts import interrupted_by_signals
@@ -152,6 +153,32 @@ def test_the_base_comes_from_the_bags_tf_and_views_and_metres_on_demand(tmp_path
 
 
 @pytest.mark.slow
+def test_a_view_is_made_from_what_was_seen_on_the_way(tmp_path, monkeypatch):
+    """Sources are the frame itself and every fourth before it, with poses of the trajectory, in its unit."""
+    given = []
+    rendered = Pipeline.render_views
+
+    def render_views(self, frames, T, intrinsics, *args, **options):
+        given.append((frames.shape, np.array(T)))
+        return rendered(self, frames, T, intrinsics, *args, **options)
+
+    monkeypatch.setattr(Pipeline, "render_views", render_views)
+    bag = write_bag(tmp_path / "bag", recorded())
+    options = ["--scale-source", "fixed", "--metres-per-unit", "3", "--views=0.2,0,0", "--view-every", "3"]
+    assert cli.main(["bag", str(bag), "--out", str(tmp_path / "new.mcap"), *KEEP_ALL, *options]) == 0
+    _, _, messages = read(tmp_path / "new.mcap")
+    poses = np.stack([matrix(message.pose.pose) for message in messages["/trajectory_node/pose"]])
+    assert [shape[0] for shape, _ in given] == [1, 2, 3]
+    optical = np.eye(4)
+    optical[:3, :3], optical[:3, 3] = T_REP103_OPTICAL[:3, :3], (0.3, 0.0, 0.5)
+    for number, (shape, T) in enumerate(given):
+        now = 3 * number
+        seen = [now, *(i for i in range(0, now + 1, 4) if i != now)]
+        assert shape[1:] == (64, 96, 3)
+        T_map = poses[seen] @ optical
+        np.testing.assert_allclose(T, np.linalg.inv(T_map[0]) @ T_map, atol=1e-4)
+
+
 @pytest.mark.skipif(importlib.util.find_spec("mcap") is None, reason="needs the mcap package")
 def test_the_mcap_library_reads_the_result(tmp_path):
     """What Foxglove needs: the ros2 profile, a schema with its text for each topic, CDR messages, order of time."""
