@@ -46,8 +46,9 @@ def velocity_loss(
 def picture_weights(scale: Tensor) -> tuple[Tensor, Tensor]:
     """Weigh channels of image latents by what they are of a picture, so that the error is that of pixels.
 
-    Normalised channels differ less in size than those of the codec, and what warped sources leave to find is mostly fine
-    detail, which cannot be known: unweighted, the 3 of 48 channels that hold 43 % of a view's error are 6 % of the loss.
+    Normalised channels differ less in size than those of the codec, and what warped sources leave to find is mostly
+    fine detail, which cannot be known: unweighted, the 3 of 48 channels that hold 43 % of a view's error have 6 % of
+    the loss.
 
     Args:
         scale: (C,), pixels of a unit of each normalised channel (the codec's basis is orthonormal).
