@@ -23,7 +23,7 @@ from rays_as_pixels_training.data.source import ClipArrays, PoolSource
 from rays_as_pixels_training.data.windows import cut_windows
 from rays_as_pixels_training.learner import Learner
 from rays_as_pixels_training.loop import Trainer
-from rays_as_pixels_training.loss import picture_weights, ray_weights, velocity_loss
+from rays_as_pixels_training.loss import picture_weights, ray_weights, relative_weights, velocity_loss
 from rays_as_pixels_training.metrics import pose_errors, psnr
 from rays_as_pixels_training.optimizer import Muon, orthogonalise
 from rays_as_pixels_training.state import read_facts, states
@@ -84,7 +84,13 @@ def test_the_loss_of_warped_views_is_the_error_in_pixels():
     batch = draw_step(Source(), config, model.config, 0)[0]
     z = model.encode_frames(batch.windows.frames, batch.layout)
     off = (z - z[:, :1]) / (1 - batch.t_z).clamp(min=1e-3)[..., None, None, None]
-    wanted = velocity_loss(off, torch.zeros_like(off), batch.t_z < 1, 2, 0.0, picture_weights(scale))
+    moving = batch.t_z < 1
+    rows = relative_weights((z - z[:, :1]), moving, picture_weights(scale)[0])
+    assert rows[moving].mean().item() == pytest.approx(1.0, rel=1e-4)
+    sizes = (scale * (z - z[:, :1])).square().mean((2, 3, 4))[moving]
+    by_size = rows[moving] * (sizes + 0.1 * sizes.mean())
+    torch.testing.assert_close(by_size, by_size[:1].expand(2))  # half as far off counts twice
+    wanted = velocity_loss(off, torch.zeros_like(off), moving * rows, 2, 0.0, picture_weights(scale))
     assert Learner(config, model, model.config).losses(batch, 0).z.item() == pytest.approx(wanted.item(), rel=1e-3)
 
 

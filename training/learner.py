@@ -19,7 +19,7 @@ from rays_as_pixels_model.joint import RaysAsPixels
 from .config import TrainConfig
 from .distributed import Processes, motion_head, split_model
 from .ema import Ema
-from .loss import picture_weights, velocity_loss
+from .loss import picture_weights, relative_weights, velocity_loss
 from .motion import MotionHead, motion_loss
 from .optimizer import clip_gradients, make_optimizers
 from .tasks import TaskBatch, noised
@@ -117,9 +117,11 @@ class Learner:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             given = (z, r, batch.t_z, batch.t_r, batch.windows.reference, batch.layout)
             v_z, v_r, *features = self.net(*given, **({"features": True} if self._has_motion({part: batch}) else {}))
-        views = batch.task == "views" and self.model.config.views == "warped"
-        pixels = picture_weights(1 / self.model.normaliser.image_scale) if views else None
-        loss_z = velocity_loss(v_z.float(), u_z, batch.t_z < 1, patch, weight, pixels)
+        moving, pixels = batch.t_z < 1, None
+        if batch.task == "views" and self.model.config.views == "warped":
+            pixels = picture_weights(1 / self.model.normaliser.image_scale)
+            moving = moving * relative_weights(z + (1 - batch.t_z)[..., None, None, None] * u_z, moving, pixels[0])
+        loss_z = velocity_loss(v_z.float(), u_z, moving, patch, weight, pixels)
         loss_r = velocity_loss(v_r.float(), u_r, batch.t_r < 1, patch, weight, self.ray_weights)
         if not features:
             return Losses(loss_z, loss_r, None)

@@ -23,7 +23,7 @@ def velocity_loss(
 
     Args:
         predicted, target: velocities (B, F, h, w, C).
-        moving: (B, F) bool, the frames that are denoised; clean ones have no loss.
+        moving: (B, F), the frames that are denoised, bool or how much each counts; clean ones have no loss.
         patch: cells to a token, per side.
         weights: (C,) each, of the squared error's mean over a frame's cells and of the deviations from it
             (`ray_weights`, `picture_weights`); None weighs all alike.
@@ -58,6 +58,25 @@ def picture_weights(scale: Tensor) -> tuple[Tensor, Tensor]:
     """
     weights = scale.square() / scale.square().mean()
     return weights, weights
+
+
+def relative_weights(data: Tensor, moving: Tensor, channels: Tensor) -> Tensor:
+    """Weigh views by the inverse of their own size, so that each counts by what is left of its error, as in PSNR.
+
+    Where views are differences their size is how far the warped sources are off: from two sources a quarter of what it
+    is from one, and much less where the camera hardly moved. Unweighted, a few views that nothing could tell are the
+    loss.
+
+    Args:
+        data: (B, F, h, w, C), clean latents of the views; moving: (B, F) bool; channels: (C,), see `picture_weights`.
+
+    Returns:
+        (B, F), 1 on average over the frames that move; a tenth of their mean size is added to each.
+    """
+    size = (channels * data.square()).mean((2, 3, 4))
+    count = moving.sum().clamp(min=1)
+    weights = 1 / (size + 0.1 * (size * moving).sum() / count).clamp(min=1e-9)
+    return weights * count / (weights * moving).sum().clamp(min=1e-9)
 
 
 def ray_weights(
