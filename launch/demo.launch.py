@@ -3,7 +3,7 @@
 
 from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription
 from launch.launch_description_sources import PythonLaunchDescriptionSource
-from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
+from launch.substitutions import LaunchConfiguration, PathJoinSubstitution, PythonExpression
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 from launch_ros.substitutions import FindPackageShare
@@ -22,6 +22,8 @@ ARGUMENTS = {
 def generate_launch_description():
     """Start camera_player and include rays_as_pixels.launch.py."""
     value = {name: LaunchConfiguration(name) for name in ARGUMENTS}
+    # A path that jumps back to its start is none: rendered ones turn round at their ends.
+    at_end = PythonExpression(["'bounce' if '", value["source"], "' == 'procedural' else 'loop'"])
     return LaunchDescription(
         [DeclareLaunchArgument(name, default_value=d, description=t) for name, (d, t) in ARGUMENTS.items()]
         + [
@@ -32,7 +34,7 @@ def generate_launch_description():
                     {
                         "source": ParameterValue(value["source"], value_type=str),
                         "rate": ParameterValue(value["rate"], value_type=float),
-                        "at_end": "loop",
+                        "at_end": ParameterValue(at_end, value_type=str),
                     }
                 ],
                 output="screen",

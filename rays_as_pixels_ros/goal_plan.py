@@ -53,6 +53,9 @@ class ImaginePlan:
     seed: int
 
 
+_WIDER = (1, 2, 4)  # windows that tell the unit: times buffer_stride
+
+
 class GoalPlanner:
     """Make plans from goals, the live images and TF. Every method raises RefusalError with the reason."""
 
@@ -222,22 +225,33 @@ class GoalPlanner:
     # Metres for a unit of the model
 
     def _live_unit(self, reference: Any) -> float:
-        """Estimate metres per unit at the reference image from the live camera's motion in fixed_frame."""
+        """Estimate metres per unit at the reference image from the live camera's motion in fixed_frame.
+
+        Where the camera moved too little between the images of a window they are taken farther apart.
+        """
         count = self._pipeline.config.frames
         held = [frame for frame in self._frames.all() if frame.frame_id == reference.frame_id]
         older = [frame for frame in held if frame.stamp <= reference.stamp]
         newer = [frame for frame in held[::-1] if frame.stamp >= reference.stamp]
         stride = self._p.buffer_stride
         # The unit is that of the first frame, so the reference goes first, whichever way time runs.
-        window = next((side[::stride][:count] for side in (older, newer) if len(side[::stride]) >= count), None)
-        if window is None:
+        windows = []
+        for step in (stride * times for times in _WIDER):
+            windows += [side[::step][:count] for side in (older, newer) if len(side[::step]) >= count][:1]
+        if not windows:
             raise RefusalError(
                 f"metres_per_unit is 0 (to be estimated), but only {len(held)} images are held; {count} that are "
                 f"{stride} apart are needed: wait, or set metres_per_unit"
             )
-        frames, intrinsics = self._decode(window)
-        poses = [self._lookup(self._p.fixed_frame, frame.stamp, frame.frame_id, frame.stamp) for frame in window]
-        return self._estimated_unit(frames, intrinsics, np.stack(poses))
+        refused = None
+        for window in windows:
+            try:
+                frames, intrinsics = self._decode(window)
+                poses = [self._lookup(self._p.fixed_frame, f.stamp, f.frame_id, f.stamp) for f in window]
+                return self._estimated_unit(frames, intrinsics, np.stack(poses))
+            except RefusalError as error:
+                refused = refused or error  # what is wrong with the window that was asked for
+        raise refused
 
     def _estimated_unit(self, frames: np.ndarray, intrinsics: Intrinsics, T_world_camera: np.ndarray) -> float:
         """Return metres per unit of a window (T, H, W, 3) with poses (T, 4, 4); the first is the reference."""

@@ -96,6 +96,38 @@ def test_live_sources_are_spread_over_what_is_held_where_tf_places_it():
     assert plan_of(()) == ([9], [0])  # without TF the newest alone, in its own frame
 
 
+def test_the_unit_is_told_by_a_wider_window_where_the_camera_moved_too_little():
+    frames, given = RecentFrames(12), []
+    for number in range(12):
+        stamp = 10**9 + number
+        camera = c.camera_info(Intrinsics.from_fov(70.0, 96, 64), stamp, "camera")
+        frames.push(CameraFrame(stamp, "camera", c.rgb_to_image(photo(96, 64), stamp, "camera"), camera))
+
+    class Pipeline(PixelPipeline):
+        least = 0.0
+
+        def metres_per_unit(self, pictures, intrinsics, T):
+            given.append(np.ptp(T[:, 0, 3]))
+            if given[-1] < self.least:
+                raise ValueError(f"moved {given[-1]:g}")
+            return 3.0
+
+    def lookup(target, target_stamp, source, source_stamp):
+        T = np.eye(4)
+        T[0, 3] = source_stamp - 10**9
+        return T
+
+    pipeline = Pipeline()
+    p = SimpleNamespace(**{**vars(P), "metres_per_unit": 0.0})
+    made = GoalPlanner(p, frames, pipeline, lookup, lambda *_: True)
+    assert made.views(view()).metres_per_unit == 3.0 and given == [4.0]
+    pipeline.least = 5.0
+    assert made.views(view()).metres_per_unit == 3.0 and given == [4.0, 4.0, 8.0]
+    pipeline.least = 9.0  # a window of every fourth does not fit into what is held
+    with pytest.raises(RefusalError, match="moved 4"):
+        made.views(view())
+
+
 def test_images_that_a_goal_brings_are_fitted_too_and_its_camera_stays_its_own():
     given = view(
         source_images=[raw(photo())], source_poses=view().poses, source_camera_info=c.camera_info(FULL, 0, ""),
