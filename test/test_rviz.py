@@ -107,6 +107,17 @@ def test_the_fixed_frame_is_the_nodes_map(displays, repository):
     assert "rviz_default_plugins/TF" in {display["Class"] for display in displays if display["Enabled"]}
 
 
+def test_the_window_has_room_for_the_world(displays, repository):
+    """Without a layout rviz piles its docks up beside each other, and the world between them is 0 pixels wide."""
+    window = yaml.safe_load((repository / "config" / "rays_as_pixels.rviz").read_text())["Window Geometry"]
+    assert not window["Hide Left Dock"] and not window["Hide Right Dock"] and window["Width"] >= 1200
+    state = bytes.fromhex(window["QMainWindow State"])
+    images = [display["Name"] for display in displays if display["Class"] == "rviz_default_plugins/Image"]
+    assert len(images) == 3
+    for dock in ("Displays", "Time", *images):  # Qt writes names as UTF-16
+        assert dock.encode("utf-16-be") in state, dock
+
+
 def test_the_launch_file_starts_rviz_with_it_on_demand(repository):
     """In the namespace and with the remappings of the nodes, on the condition `rviz`."""
     tree = ast.parse((repository / "launch" / "rays_as_pixels.launch.py").read_text())
