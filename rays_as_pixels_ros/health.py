@@ -47,6 +47,7 @@ class Health:
         self.max_residual, self.silence_s = max_residual, silence_s
         self.counts: Counter = Counter()
         self.lost: str | None = None  # why
+        self.withheld: str | None = None  # why the poses of good windows are not published
         self._clock = clock
         self._images: deque = deque(maxlen=100)
         self._poses: deque = deque(maxlen=100)
@@ -62,7 +63,7 @@ class Health:
         with self._lock:
             self._images.clear()
             self._poses.clear()
-            self.lost = None
+            self.lost = self.withheld = None
             self._started = self._clock()
 
     def image(self) -> None:
@@ -76,6 +77,13 @@ class Health:
         with self._lock:
             self.counts["poses"] += 1
             self._poses.append(self._clock())
+            self.withheld = None
+
+    def withhold(self, reason: str) -> None:
+        """Note that a placed frame has no pose that could be published, and why."""
+        with self._lock:
+            self.counts["poses not published"] += 1
+            self.withheld = reason
 
     def count(self, name: str, by: int = 1) -> None:
         """Note that something (a refused image, a goal) happened."""
@@ -138,6 +146,8 @@ class Health:
             return ERROR, f"lost: {self.lost}", table
         if self.silent():
             return WARN, f"no image for more than {self.silence_s:.0f} s", table
+        if self.withheld:
+            return WARN, f"no pose is published: {self.withheld}", table
         if new["dropped images"]:
             return WARN, f"the model is slower than the camera: {self.counts['dropped images']} images dropped", table
         for name in (*LOST, *MISSING):

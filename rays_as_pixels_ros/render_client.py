@@ -25,6 +25,7 @@ from rays_as_pixels_model.media import MediaError
 
 from .paths import dolly, orbit, spline
 
+_PATIENCE = 5.0  # seconds until what is waited for is said
 _LAST_S = 0.5  # to take what has come when nothing more is waited for
 
 
@@ -144,11 +145,15 @@ class _Client:
         topic = self._options.camera_info
         qos = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
         subscription = self._node.create_subscription(CameraInfo, topic, seen.append, qos)
+        resolved, patience = self._node.resolve_topic_name(topic), time.monotonic() + _PATIENCE
         while not seen:
             if self._left() == 0.0:
                 raise ClientError(
-                    f"no camera_info on '{self._node.resolve_topic_name(topic)}' to tell the camera's frame"
+                    f"no camera_info on '{resolved}' to tell the camera's frame; name its topic with --camera-info"
                 )
+            if time.monotonic() > patience:
+                print(f"waiting for a camera_info on '{resolved}' (another: --camera-info)", file=sys.stderr)
+                patience = float("inf")
             self._executor.spin_once(timeout_sec=0.1)
         self._node.destroy_subscription(subscription)
         return seen[-1].header.frame_id.lstrip("/")

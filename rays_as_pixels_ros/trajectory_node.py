@@ -271,7 +271,8 @@ class TrajectoryNode(CameraNode):
         except TransformException as error:
             self.get_logger().warning(
                 f"no pose is published: the transform from '{optical_frame}' to base_frame '{base}' is missing in TF "
-                f"({error}); publish it, or set base_frame to '' to use the optical frame as base",
+                f"({error}); publish it, or set base_frame to '' and configure "
+                "again to use the optical frame as base",
                 throttle_duration_sec=5.0,
             )
             return False, None
@@ -286,6 +287,10 @@ class TrajectoryNode(CameraNode):
                 throttle_duration_sec=5.0,
             )
         if not known or metres is None:
+            self._health.withhold(
+                "odometry_in has not shown enough motion yet" if known
+                else f"no transform from '{item.frame_id}' to base_frame '{self._p.base_frame}' in TF"
+            )  # fmt: skip
             self._track.skip(place.stitched, metres, place.step_covariance)
             return
         tracked = self._track.add(

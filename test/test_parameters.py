@@ -45,6 +45,6 @@ def test_launch_arguments_are_the_promised_ones(repository):
     tree = ast.parse((repository / "launch" / "rays_as_pixels.launch.py").read_text())
     table = next(n.value for n in tree.body if isinstance(n, ast.Assign) and n.targets[0].id == "ARGUMENTS")
     assert [ast.literal_eval(key) for key in table.keys] == [
-        "namespace", "params_file", "checkpoint", "device", "image", "camera_info", "image_transport", "use_sim_time",
-        "rviz", "autostart", "log_level",
+        "namespace", "params_file", "checkpoint", "device", "base_frame", "image", "camera_info", "image_transport",
+        "use_sim_time", "rviz", "autostart", "log_level",
     ]  # fmt: skip

@@ -61,6 +61,12 @@ def test_health_levels():
     assert health.report()[0] == ERROR and "0.6" in health.report()[1]
     health.start()
     assert health.report()[0] == OK, "what was lost before does not count"
+    health.withhold("no transform from 'camera' to base_frame 'base_link' in TF")
+    level, line, table = health.report()
+    assert level == WARN and line == "no pose is published: no transform from 'camera' to base_frame 'base_link' in TF"
+    assert table["poses not published"] == "1"
+    health.pose()
+    assert health.report()[0] == OK, "one was published"
     assert health.window(np.array([0.01]), 0.2)
     now[0] += 6.0
     assert health.report()[0] == WARN

@@ -314,6 +314,10 @@ def test_without_the_base_transform_it_says_which_one_is_missing(peer, trajector
     """The other node here publishes odom to the optical frame, so this one leaves TF alone."""
     arguments = ["-p", "base_frame:=base_link", "-r", "__node:=based", "-p", "publish_odom_to_base_tf:=false"]
     poses = peer.listen(PoseWithCovarianceStamped, "based/pose", 100)
+    statuses = peer.listen(DiagnosticArray, "/diagnostics", 100)
+
+    def said(node):
+        return [status.message for array in statuses for status in array.status if node in status.name]
 
     def rounds(begin):
         """Poses of the first round, and of the second, which begins an hour before."""
@@ -329,6 +333,7 @@ def test_without_the_base_transform_it_says_which_one_is_missing(peer, trajector
         stamps = play(peer, range(6))
         missing = f"the transform from '{OPTICAL}' to base_frame 'base_link' is missing"
         until(lambda: missing in process.text(), "the reason")
+        until(lambda: any("no transform from" in text for text in said("based")), "the reason in the diagnostics")
         assert not poses
         mounted = c.T_REP103_OPTICAL.copy()
         mounted[:3, 3] = [0.1, 0.0, 0.4]
