@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """A procedural camera (or any source of camera_player) in front of both nodes, with rviz."""
 
-from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription
+from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription, OpaqueFunction
 from launch.launch_description_sources import PythonLaunchDescriptionSource
-from launch.substitutions import LaunchConfiguration, PathJoinSubstitution, PythonExpression
+from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
 from launch_ros.actions import Node
-from launch_ros.parameter_descriptions import ParameterValue
 from launch_ros.substitutions import FindPackageShare
 
 from launch import LaunchDescription
@@ -19,33 +18,24 @@ ARGUMENTS = {
 }
 
 
+def camera(context):
+    """Make the camera: a rendered path turns round at its ends, since one that jumps back to its start is none."""
+    value = {name: LaunchConfiguration(name).perform(context) for name in ("source", "rate")}
+    parameters = {"source": value["source"], "rate": float(value["rate"])}
+    parameters["at_end"] = "bounce" if value["source"] == "procedural" else "loop"
+    node = Node(package="rays_as_pixels_ros", executable="camera_player", parameters=[parameters], output="screen")
+    return [node]
+
+
 def generate_launch_description():
     """Start camera_player and include rays_as_pixels.launch.py."""
-    value = {name: LaunchConfiguration(name) for name in ARGUMENTS}
-    # A path that jumps back to its start is none: rendered ones turn round at their ends.
-    at_end = PythonExpression(["'bounce' if '", value["source"], "' == 'procedural' else 'loop'"])
-    return LaunchDescription(
-        [DeclareLaunchArgument(name, default_value=d, description=t) for name, (d, t) in ARGUMENTS.items()]
-        + [
-            Node(
-                package="rays_as_pixels_ros",
-                executable="camera_player",
-                parameters=[
-                    {
-                        "source": ParameterValue(value["source"], value_type=str),
-                        "rate": ParameterValue(value["rate"], value_type=float),
-                        "at_end": ParameterValue(at_end, value_type=str),
-                    }
-                ],
-                output="screen",
-            ),
-            IncludeLaunchDescription(
-                PythonLaunchDescriptionSource(PathJoinSubstitution([SHARE, "launch", "rays_as_pixels.launch.py"])),
-                launch_arguments={
-                    "params_file": PathJoinSubstitution([SHARE, "config", "demo.yaml"]),
-                    "device": value["device"],
-                    "rviz": value["rviz"],
-                }.items(),
-            ),
-        ]
+    declared = [DeclareLaunchArgument(name, default_value=d, description=t) for name, (d, t) in ARGUMENTS.items()]
+    both = IncludeLaunchDescription(
+        PythonLaunchDescriptionSource(PathJoinSubstitution([SHARE, "launch", "rays_as_pixels.launch.py"])),
+        launch_arguments={
+            "params_file": PathJoinSubstitution([SHARE, "config", "demo.yaml"]),
+            "device": LaunchConfiguration("device"),
+            "rviz": LaunchConfiguration("rviz"),
+        }.items(),
     )
+    return LaunchDescription([*declared, OpaqueFunction(function=camera), both])

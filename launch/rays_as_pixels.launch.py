@@ -16,7 +16,7 @@ ARGUMENTS = {
     "params_file": (PathJoinSubstitution([SHARE, "config", "rays_as_pixels.yaml"]), "parameters of both nodes"),
     "checkpoint": ("", "model folder; empty: what params_file says"),
     "device": ("", "auto, cpu, cuda; empty: what params_file says"),
-    "base_frame": ("-", "robot frame; empty: the camera itself; -: what params_file says"),
+    "base_frame": ("", "robot frame; optical: the camera itself; empty: what params_file says"),
     "image": ("image_raw", "image topic, without /compressed"),
     "camera_info": ("camera_info", "camera_info topic"),
     "image_transport": ("", "raw or compressed; empty: what params_file says"),
@@ -34,8 +34,8 @@ def nodes(context):
     for name in ("checkpoint", "device", "image_transport"):
         if value[name].perform(context):
             given[name] = ParameterValue(value[name], value_type=str)
-    if value["base_frame"].perform(context) != "-":
-        given["base_frame"] = ParameterValue(value["base_frame"], value_type=str)
+    if base := value["base_frame"].perform(context):
+        given["base_frame"] = "" if base == "optical" else base
     remappings = [
         ("image_raw", value["image"]),
         ("image_raw/compressed", [value["image"], "/compressed"]),

@@ -52,6 +52,9 @@ VIEWS = ("picture", "warped")
 
 
 def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if name == "views" and value == "difference":
+        raise ConfigError("views 'difference' (sources turned, not warped) are those of an earlier version: write "
+                          "'warped' into config.json; poses stay as they are, views want training (train --init)")
     if value not in choices:
         raise ConfigError(f"{name} must be {' or '.join(map(repr, choices))}, got {value!r}")
 
@@ -153,7 +156,8 @@ class ModelConfig:
         camera_encoding: what of a camera passes through the codec: 'raxel' (d + o, 3 channels), or 'pluecker' (d and
             o x d, two images of 3 channels; the paper's ablation).
         views: what is denoised of a single image: 'picture', itself, from sources as they were taken; or 'warped', its
-            latent minus that of what the sources show of it, warped into its camera (`view_sources.py`).
+            latent minus that of what the sources show of it, warped into its camera (`view_sources.py`); in mixed
+            sequences, whose targets look in several directions, minus the reference's as it is.
         pose_passes: times a window is estimated by default; before each pass but the first its frames are turned back
             by the rotations found so far (`turning.py`). Above 1 training turns windows, too.
     """
@@ -172,6 +176,8 @@ class ModelConfig:
         _check_counts(self, "frames", "height", "width", "pose_passes")
         _check_choice("camera_encoding", self.camera_encoding, CAMERA_ENCODINGS)
         _check_choice("views", self.views, VIEWS)
+        if self.views == "warped" and isinstance(self.codec, WanCodecConfig):
+            raise ConfigError("views 'warped' need the linear codec (what it leaves out is added back); take 'picture'")
         if isinstance(self.codec, WanCodecConfig) != isinstance(self.transformer, WanTransformerConfig):
             raise ConfigError("the Wan transformer goes with the Wan codec, and neither with another")
         step = 2 * self.codec.cell * self.transformer.patch

@@ -196,7 +196,7 @@ class Pipeline:
             solver, shift: see `sampler.Schedule`; guidance: weight on the sources, see `sampler.guided`.
 
         Returns:
-            (B k, V, H, W, 3), nearly in [-1, 1].
+            (B k, V, H, W, 3) in [-1, 1].
         """
         batch, count, total = sources.shape[0] * samples, sources.shape[1], raxels.shape[1]
         groups = (1,) * total
@@ -212,7 +212,7 @@ class Pipeline:
             detail = shown - self.model.decode_frames(base, (1,))  # what the codec leaves out of what is shown
 
         def pictures(z: Array) -> Array:
-            return self.model.decode_frames(z[:, count:] + base, groups[count:]) + detail
+            return (self.model.decode_frames(z[:, count:] + base, groups[count:]) + detail).clip(-1, 1)
 
         told = None if on_step is None else lambda step, total, z, r: on_step(step, total, pictures(z))
         z, _ = sample(velocity, z, r, Schedule(steps, 0, solver, shift), clean_z, on_step=told)

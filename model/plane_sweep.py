@@ -47,7 +47,7 @@ def sweep_sources(
     if len(frames) == 1:
         return warped, inverse_depth
     near = 1.0 / (np.linalg.norm(T_source_target[:, :3, 3], axis=1) + 1e-3)
-    weights = (seen + 1e-3) * near[:, None, None]                                           # (S, H, W)
+    weights = np.where(seen.any(axis=0), seen, True) * near[:, None, None]                  # (S, H, W)
     blend = ((weights / weights.sum(axis=0))[..., None] * warped).sum(axis=0)
     if np.issubdtype(frames.dtype, np.integer):
         blend = blend.round()

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 
 SOURCES_OF_A_VIEW = 2  # at most; a third gains 0.3 dB where the view lies beyond all of them (docs/model.md)
+_AWAY_DEG = 60.0  # a camera turned from the view by more hardly sees what it shows
 
 
 def view_sources(config: ModelConfig, frames: np.ndarray, T_source: np.ndarray, source_camera: Intrinsics,
@@ -91,8 +92,9 @@ def pose_distance(poses: np.ndarray, target: np.ndarray, unit: float) -> np.ndar
 def choose_sources(poses: np.ndarray, target: np.ndarray, unit: float, count: int = SOURCES_OF_A_VIEW) -> np.ndarray:
     """Choose the sources of a view, nearest first.
 
-    Sources tell depth where they stand apart. So each further one is the nearest to the target of those that are at
-    least as far from every chosen one as the target is from the first; if there is none, the farthest from these.
+    Sources tell depth where they stand apart and see the same. So of those that look the target's way, if there are
+    any, each further one is the nearest to the target that is at least as far from every chosen one as the target is
+    from the first; if there is none, the farthest from these.
 
     Args:
         poses: (S, 4, 4); target: (4, 4); unit: length of one model unit in theirs; count: at most so many.
@@ -103,9 +105,11 @@ def choose_sources(poses: np.ndarray, target: np.ndarray, unit: float, count: in
     distance = pose_distance(poses, target, unit)
     chosen = [int(np.argmin(distance))]
     wanted = np.linalg.norm(target[:3, 3] - poses[chosen[0], :3, 3])
+    away = rotation_angle_deg(np.swapaxes(poses[:, :3, :3], 1, 2) @ target[:3, :3]) > _AWAY_DEG
     while len(chosen) < min(len(poses), count):
-        between = np.linalg.norm(poses[:, None, :3, 3] - poses[chosen, :3, 3], axis=-1).min(axis=1)     # (S,)
-        between[chosen] = -1.0
-        apart = between >= max(wanted, 1e-9)
-        chosen.append(int(np.argmin(np.where(apart, distance, np.inf)) if apart.any() else np.argmax(between)))
+        left = np.setdiff1d(np.arange(len(poses)), chosen)
+        left = left[~away[left]] if not away[left].all() else left
+        between = np.linalg.norm(poses[left, None, :3, 3] - poses[chosen, :3, 3], axis=-1).min(axis=1)
+        apart = left[between >= max(wanted, 1e-9)]
+        chosen.append(int(apart[np.argmin(distance[apart])] if len(apart) else left[np.argmax(between)]))
     return np.array(chosen)

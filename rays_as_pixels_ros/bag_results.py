@@ -128,11 +128,16 @@ class Results:
             offset: to the right, down and forward, in the unit of the trajectory.
         """
         size = pipeline.config.width, pipeline.config.height
-        sources = [frame, *(earlier for earlier in self._sources if earlier.index != frame.index)]
-        decoded = [(source, self.recording.decode(source, size)) for source in sources]
+        segment = self.placed[frame.index].stitched.segment  # over a break nobody knows how the camera moved
+        sources = [frame, *(s for s in self._sources if s.index != frame.index)]
+        decoded = [
+            (source, self.recording.decode(source, size))
+            for source in sources
+            if self.placed[source.index].stitched.segment == segment
+        ]
         if decoded[0][1] is None:
             return
-        decoded = [(source, found) for source, found in decoded if found is not None]
+        decoded = [(source, found) for source, found in decoded if found is not None and found[1] == decoded[0][1][1]]
         T_map_source = np.stack([self.placed[source.index].stitched.T_map_camera for source, _ in decoded])
         T = invert(T_map_source[0]) @ T_map_source
         T[:, :3, 3] *= self.scale.value

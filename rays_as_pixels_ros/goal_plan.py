@@ -53,6 +53,15 @@ class ImaginePlan:
     seed: int
 
 
+def _same_camera(frame: Any, other: Any) -> bool:
+    """Whether two live images have one frame, size and camera_info."""
+    sizes = [getattr(f.image, side, None) for f in (frame, other) for side in ("width", "height")]
+    if frame.frame_id != other.frame_id or sizes[:2] != sizes[2:]:
+        return False
+    a, b = frame.info, other.info
+    return (a.width, a.height, a.roi, list(a.k), list(a.d)) == (b.width, b.height, b.roi, list(b.k), list(b.d))
+
+
 _WIDER = (1, 2, 4)  # windows that tell the unit: times buffer_stride
 
 
@@ -148,13 +157,17 @@ class GoalPlanner:
                 )
         else:
             held = self._from_newest_placed(held, {pose.header.frame_id.lstrip("/") for pose in request.poses})
-        strided = held[:: self._p.buffer_stride]
-        spread = np.linspace(0, len(strided) - 1, min(len(strided), self._p.source_frames)).round().astype(int)
-        placed = {self._p.fixed_frame}
-        if not self._can_place(placed, optical, held[0].stamp):
-            return held[:1]
-        rest = (strided[index] for index in spread[1:])
-        return held[:1] + [frame for frame in rest if self._can_place(placed, optical, frame.stamp)]
+        first = held[0]
+        around = sorted(self._frames.all(), key=lambda frame: abs(frame.stamp - first.stamp))
+        world = {self._p.fixed_frame}
+        if not self._can_place(world, optical, first.stamp):
+            return [first]
+        # A camera that changed, or another one on the same topic, was not where this one's frame was.
+        alike = [frame for frame in around if frame is not first and _same_camera(frame, first)]
+        others = [frame for frame in alike if self._can_place(world, optical, frame.stamp)]
+        choice = [first, *others[self._p.buffer_stride - 1 :: self._p.buffer_stride]]
+        spread = np.linspace(0, len(choice) - 1, min(len(choice), self._p.source_frames)).round().astype(int)
+        return [choice[index] for index in spread]
 
     def _from_newest_placed(self, held: list[Any], frames: set[str]) -> list[Any]:
         """Drop the newest images that TF cannot place yet: a trajectory comes a window later than its images.
@@ -162,7 +175,8 @@ class GoalPlanner:
         Images are held newest first. Where TF places none of them all are kept, and the look-up says what is missing.
         """
         optical = held[0].frame_id
-        wanted = frames - {optical} | (set() if self._p.metres_per_unit else {self._p.fixed_frame})
+        alone = self._p.metres_per_unit and self._p.source_frames == 1
+        wanted = frames - {optical} | (set() if alone else {self._p.fixed_frame})
         for index, frame in enumerate(held):
             if self._can_place(wanted, optical, frame.stamp):
                 return held[index:]
@@ -227,7 +241,7 @@ class GoalPlanner:
     def _live_unit(self, reference: Any) -> float:
         """Estimate metres per unit at the reference image from the live camera's motion in fixed_frame.
 
-        Where the camera moved too little between the images of a window they are taken farther apart.
+        Where a window does not tell it, as when the camera moved too little, its images are taken farther apart.
         """
         count = self._pipeline.config.frames
         held = [frame for frame in self._frames.all() if frame.frame_id == reference.frame_id]
@@ -245,9 +259,9 @@ class GoalPlanner:
             )
         refused = None
         for window in windows:
+            frames, intrinsics = self._decode(window)
+            poses = [self._lookup(self._p.fixed_frame, f.stamp, f.frame_id, f.stamp) for f in window]
             try:
-                frames, intrinsics = self._decode(window)
-                poses = [self._lookup(self._p.fixed_frame, f.stamp, f.frame_id, f.stamp) for f in window]
                 return self._estimated_unit(frames, intrinsics, np.stack(poses))
             except RefusalError as error:
                 refused = refused or error  # what is wrong with the window that was asked for

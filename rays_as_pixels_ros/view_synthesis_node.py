@@ -198,9 +198,10 @@ class ViewSynthesisNode(CameraNode):
 
     def _render_views(self, handle, result: RenderViews.Result, stopping: threading.Event) -> None:
         request = handle.request
-        sources = len(request.source_images) or self._p.source_frames
+        held = min(self._p.source_frames, self._p.buffer_size)
+        sources = len(request.source_images) or held
         # A scale that is not given is estimated first, from a whole window.
-        needs, live = self._pipeline.predict_memory(sources), self._p.source_frames
+        needs, live = self._pipeline.predict_memory(sources), held
         if not self._p.metres_per_unit:
             needs, live = max(needs, self._pipeline.predict_memory(None)), live + self._pipeline.config.frames
         self._check_memory(self._planner.source_pixels(request, live), len(request.poses), needs)

@@ -179,6 +179,7 @@ def test_a_view_is_made_from_what_was_seen_on_the_way(tmp_path, monkeypatch):
         np.testing.assert_allclose(T, np.linalg.inv(T_map[0]) @ T_map, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("mcap") is None, reason="needs the mcap package")
 def test_the_mcap_library_reads_the_result(tmp_path):
     """What Foxglove needs: the ros2 profile, a schema with its text for each topic, CDR messages, order of time."""

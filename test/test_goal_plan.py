@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Goals to arrays: what is decoded, at which size, with which camera."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import cv2
@@ -46,8 +47,8 @@ def planner(*images, info=None):
     return GoalPlanner(P, frames, PixelPipeline(), lambda *_: np.eye(4), lambda *_: True)
 
 
-def view(**given):
-    pose = PoseStamped(header=c.header(0, "camera"))
+def view(stamp=0, **given):
+    pose = PoseStamped(header=c.header(stamp, "camera"))
     pose.pose.orientation.w = 1.0
     return RenderViews.Goal(poses=[pose], **given)
 
@@ -69,7 +70,7 @@ def test_live_images_are_decoded_at_the_size_that_the_model_takes(make):
 
 
 def test_live_sources_are_spread_over_what_is_held_where_tf_places_it():
-    def plan_of(known, sources=4, stride=1):
+    def plan_of(known, sources=4, stride=1, named=0):
         frames = RecentFrames(10)
         for number in range(10):
             stamp = 10**9 + number
@@ -83,8 +84,11 @@ def test_live_sources_are_spread_over_what_is_held_where_tf_places_it():
             T[0, 3] = source_stamp - target_stamp
             return T
 
-        planner = GoalPlanner(p, frames, PixelPipeline(), lookup, lambda _, __, stamp: stamp - 10**9 in known)
-        made = planner.views(view())
+        def can_place(names, _, stamp):
+            return not names or stamp - 10**9 in known
+
+        planner = GoalPlanner(p, frames, PixelPipeline(), lookup, can_place)
+        made = planner.views(view(named))
         return (made.frames[:, 0, 0, 0] // 10).tolist(), made.T_world_source[:, 0, 3].tolist()
 
     assert plan_of(range(10)) == ([9, 6, 3, 0], [0, -3, -6, -9])
@@ -92,8 +96,11 @@ def test_live_sources_are_spread_over_what_is_held_where_tf_places_it():
     assert plan_of(range(10), 1) == ([9], [0])
     assert plan_of(range(10), 16)[0] == list(range(9, -1, -1))
     assert plan_of(range(10), 3, 4) == ([9, 5, 1], [0, -4, -8])
-    assert plan_of(range(3, 10)) == ([9, 6, 3], [0, -3, -6])  # the oldest came before its transform
+    assert plan_of(range(3, 10)) == ([9, 7, 5, 3], [0, -2, -4, -6])  # the oldest came before its transform
+    assert plan_of(range(6, 10)) == ([9, 8, 7, 6], [0, -1, -2, -3])  # spread over what is placed
     assert plan_of(()) == ([9], [0])  # without TF the newest alone, in its own frame
+    assert plan_of(range(9)) == ([8, 5, 3, 0], [0, -3, -5, -8])  # TF is a window behind: from the newest that it places
+    assert plan_of(range(10), named=10**9 + 4) == ([4, 6, 1, 9], [0, 2, -3, 5])  # about the stamp that poses name
 
 
 def test_the_unit_is_told_by_a_wider_window_where_the_camera_moved_too_little():
@@ -146,13 +153,16 @@ def test_memory_is_counted_for_one_whole_image_and_all_fitted_ones():
     assert planner().source_pixels(view(), 2) == 2 * fitted
 
 
-def test_images_of_two_sizes_are_refused():
-    plans = planner(raw(photo()))
-    small = FULL.resized(480, 360)
-    info = c.camera_info(small, 10**9, "camera")
-    plans._frames.push(CameraFrame(10**9, "camera", raw(photo(480, 360)), info))
-    with pytest.raises(RefusalError, match="changed their size"):
-        plans.views(view())
+def test_live_sources_are_of_one_camera():
+    """After a driver changed its size, or its calibration, what came before is not used."""
+    for size, focal in (((480, 360), 1.0), ((960, 720), 1.2)):
+        plans = planner(raw(photo()))
+        camera = FULL.resized(*size)
+        info = c.camera_info(replace(camera, fx=focal * camera.fx), 10**9, "camera")
+        plans._frames.push(CameraFrame(10**9 + 1, "camera", raw(photo(*size)), info))
+        assert len(plans.views(view()).frames) == 1
+        plans._frames.push(CameraFrame(10**9 + 2, "camera", raw(photo(*size)), info))
+        assert len(plans.views(view()).frames) == 2
 
 
 def test_an_empty_camera_without_a_live_one_is_named():

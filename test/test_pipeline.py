@@ -60,7 +60,7 @@ def test_a_second_pass_estimates_frames_turned_back_by_the_first(pipe, frames, r
     np.testing.assert_allclose(alone.T_reference_camera, expected, atol=1e-6)
     # the raxels are those of the frames' own cameras, and draws lie about the estimate
     read = read_cameras(alone.raxels, camera).T_reference_camera
-    np.testing.assert_allclose(np.linalg.inv(read[reference]) @ read, expected, atol=0.01)
+    np.testing.assert_allclose(np.linalg.inv(read[reference]) @ read, expected, atol=0.03)
     away = rotation_angle_deg(np.swapaxes(both.draws[..., :3, :3], -1, -2) @ expected[:, :3, :3])
     assert away.max() < 3.0
     drawn = pipe.draw_cameras(frames, CAMERA, samples=2, steps=2, turned_by=rotation, **options)
@@ -168,7 +168,8 @@ def test_the_tasks_are_corners_of_one_schedule(pipe):
     found = pipe.render_batch(video[:, :2], raxels, 3, torch.Generator().manual_seed(7))
     assert model.config.views == "warped"  # the difference from the first source, also of what the codec leaves out
     left_out = video[:, :1] - model.decode_frames(end[:, :1], (1,))
-    torch.testing.assert_close(found, model.decode_frames(end[:, 2:] + end[:, :1], (1,)) + left_out)
+    wanted = model.decode_frames(end[:, 2:] + end[:, :1], (1,)) + left_out
+    torch.testing.assert_close(found, wanted.clamp(-1, 1))
 
 
 def test_posterior_samples_come_in_one_batch(pipe, frames):

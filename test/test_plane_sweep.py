@@ -87,6 +87,13 @@ def test_each_shows_what_the_other_does_not_and_the_near_one_counts_most():
     both = found[0][seen[0] & seen[1]]
     assert 100 < np.median(both) < 150  # 0.35 against 0.45 away: 144
     assert (found[1] == 200).all()
+    # A source at the view itself, turned: what only the other one sees is the other one's.
+    cameras = [pose(), pose(centre=(0.5, 0, 0))]
+    T = to_sources(cameras, pose((0, 0.6, 0)))
+    found, _ = sweep_sources(grey, T, CAMERA, CAMERA)
+    _, seen = warp_by_depth(grey, T, CAMERA, CAMERA, np.ones((64, 96)))
+    alone = (seen[1] & ~seen[0])[:, 60:]
+    assert alone.mean() > 0.2 and (found[0][:, 60:][alone] == 200).mean() > 0.8
 
 
 def test_three_sources_agree_where_two_of_them_would_err():

@@ -87,6 +87,10 @@ def test_sources_are_chosen_near_and_apart_from_each_other():
     turned = np.stack([pose((0, 0.5, 0)), pose(centre=(0.1, 0, 0)), pose((0, 0.1, 0))])
     assert choose_sources(turned, np.eye(4), 1.0, 1).tolist() == [1]
     assert choose_sources(turned, np.eye(4), 0.5, 1).tolist() == [2]  # in a smaller scene a step counts more
+    back = (0, np.pi, 0)
+    away = np.stack([pose(), pose(centre=(0.4, 0, 0)), pose(back, (0.5, 0, 0)), pose(back, (-2, 0, 0))])
+    assert choose_sources(away, pose(centre=(-1.0, 0, 0)), 1.0, 3).tolist()[:2] == [0, 1]  # the others look back
+    assert sorted(choose_sources(away[[0, 2]], pose(centre=(-1.0, 0, 0)), 1.0).tolist()) == [0, 1]  # there is no other
     # A view from where a source stands: the rest only adds what that one does not show.
     assert choose_sources(poses, poses[2], 1.0).tolist() == [2, 1]
 
@@ -114,6 +118,10 @@ def test_a_model_that_knows_nothing_gives_the_warped_source():
     warped = sweep_sources(source[None], target[None], CAMERA, WIDE)[0]
     np.testing.assert_allclose(views.frames[0].astype(int), warped[0], atol=1)  # also what the codec would leave out
     np.testing.assert_allclose(seen[-1].astype(int), warped[0], atol=1)  # previews too
+    stripes = np.where(np.arange(96) // 3 % 2, 255, 0).astype(np.uint8)
+    harsh = np.broadcast_to(stripes[:, None], (1, 64, 96, 3)).astype(np.float32) * (2 / 255) - 1
+    made = pipe.render_batch(torch.from_numpy(harsh)[:, None], torch.zeros(1, 2, 32, 48, 3), 1, torch.Generator())
+    assert made.abs().max() <= 1.0  # also where the codec swings beyond
     loop = pipe.render_batch(torch.zeros(2, 1, 64, 96, 3), torch.zeros(2, 2, 32, 48, 3), 1, torch.Generator())
     assert loop.shape == (2, 1, 64, 96, 3)
 
@@ -187,5 +195,9 @@ def test_old_checkpoints_denoise_pictures():
     stored = CONFIG.to_dict()
     del stored["views"]
     assert ModelConfig.from_dict(stored).views == "picture"
-    with pytest.raises(ConfigError, match="views must be 'picture' or 'warped', got 'difference'"):
+    with pytest.raises(ConfigError, match="views must be 'picture' or 'warped', got 'warp'"):
+        replace(CONFIG, views="warp")
+    with pytest.raises(ConfigError, match="earlier version: write 'warped'"):
         replace(CONFIG, views="difference")
+    with pytest.raises(ConfigError, match="linear codec"):
+        replace(preset("wan-1.3b"), views="warped")

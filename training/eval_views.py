@@ -93,12 +93,11 @@ def _sources_and_cameras(moving) -> tuple[np.ndarray, np.ndarray, list]:
     them: the nearest source first."""
     sources, cameras = [], []
     for _, case, near in moving:
-        unit = float(case.units[near])
-        order = choose_sources(case.T_world_source, case.T_world_target, unit)
-        T = invert(case.T_world_source[order[0]]) @ np.concatenate(
+        order = choose_sources(case.T_world_source, case.T_world_target, float(case.units[0]))  # `near` is the first
+        T = invert(case.T_world_source[near]) @ np.concatenate(
             [case.T_world_source[order], case.T_world_target[None]]
         )
-        T[:, :3, 3] /= unit
+        T[:, :3, 3] /= float(case.units[near])
         sources.append(case.sources[order])
         cameras.append(T)
     return np.stack(sources), np.stack(cameras), [w.intrinsics for w, _, _ in moving]
