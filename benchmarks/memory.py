@@ -66,7 +66,7 @@ def rows(names: list[str]) -> list[tuple[str, str, int, int]]:
             images = torch.zeros(1, sources, c.height, c.width, 3)
             yield f"view, {sources} source(s)", sources, lambda x=images, n=sources: pipe.render_batch(
                 x, rays[:, : n + 1], 1, torch.Generator(),
-                on_step=lambda step, total, z, r: pipe.model.decode_frames(z[:, -1:], (1,)) is not None,
+                on_step=lambda step, total, pictures: pictures is not None,
             )  # fmt: skip
         window = torch.zeros(1, c.frames, c.height, c.width, 3)
         latents = torch.zeros(pipe.model.latent_shapes(1, c.groups)[0])

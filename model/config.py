@@ -176,10 +176,10 @@ class ModelConfig:
         _check_counts(self, "frames", "height", "width", "pose_passes")
         _check_choice("camera_encoding", self.camera_encoding, CAMERA_ENCODINGS)
         _check_choice("views", self.views, VIEWS)
-        if self.views == "warped" and isinstance(self.codec, WanCodecConfig):
-            raise ConfigError("views 'warped' need the linear codec (what it leaves out is added back); take 'picture'")
         if isinstance(self.codec, WanCodecConfig) != isinstance(self.transformer, WanTransformerConfig):
             raise ConfigError("the Wan transformer goes with the Wan codec, and neither with another")
+        if self.views == "warped" and isinstance(self.codec, WanCodecConfig):
+            raise ConfigError("views 'warped' need the linear codec (what it leaves out is added back); take 'picture'")
         step = 2 * self.codec.cell * self.transformer.patch
         if self.height % step or self.width % step:
             raise ConfigError(f"height and width must be multiples of {step}, got {self.height}x{self.width}")
