@@ -52,9 +52,6 @@ VIEWS = ("picture", "warped")
 
 
 def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    if name == "views" and value == "difference":
-        raise ConfigError("views 'difference' (sources turned, not warped) are those of an earlier version: write "
-                          "'warped' into config.json; poses stay as they are, views want training (train --init)")
     if value not in choices:
         raise ConfigError(f"{name} must be {' or '.join(map(repr, choices))}, got {value!r}")
 
@@ -175,6 +172,9 @@ class ModelConfig:
     def __post_init__(self) -> None:
         _check_counts(self, "frames", "height", "width", "pose_passes")
         _check_choice("camera_encoding", self.camera_encoding, CAMERA_ENCODINGS)
+        if self.views == "difference":
+            raise ConfigError("views 'difference' (sources turned, not warped) are those of an earlier version: write "
+                              "'warped' into config.json; poses stay as they are, views want training (train --init)")
         _check_choice("views", self.views, VIEWS)
         if isinstance(self.codec, WanCodecConfig) != isinstance(self.transformer, WanTransformerConfig):
             raise ConfigError("the Wan transformer goes with the Wan codec, and neither with another")

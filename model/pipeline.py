@@ -259,10 +259,10 @@ class Pipeline:
         generator = self.model.generator(seed)
         total, views = steps * len(targets), []
         for number, target in enumerate(targets):
-            nearest = choose_sources(sources, target, metres_per_unit)
-            T = invert(sources[nearest[0]]) @ np.concatenate([sources[nearest], target[None]])
+            chosen = choose_sources(sources, target, metres_per_unit)
+            T = invert(sources[chosen[0]]) @ np.concatenate([sources[chosen], target[None]])
             T[:, :3, 3] /= metres_per_unit
-            pictures, raxels = view_sources(self.config, fitted[nearest], T[:-1], source_camera, T[-1], target_camera)
+            pictures, raxels = view_sources(self.config, fitted[chosen], T[:-1], source_camera, T[-1], target_camera)
             report = self._reporter(on_step, number * steps, total)
             frame = self.render_batch(self._to_array(pictures)[None], self.model.array(raxels[None]), steps, generator,
                                       on_step=report, samples=samples, solver=solver, shift=shift, guidance=guidance)

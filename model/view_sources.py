@@ -85,8 +85,12 @@ def reference_latents(z: Tensor, reference: Sequence[int] | Tensor, layout: Layo
 
 def pose_distance(poses: np.ndarray, target: np.ndarray, unit: float) -> np.ndarray:
     """How far cameras (S, 4, 4) are from a target (4, 4): radians of rotation plus translation in units."""
-    turn = np.radians(rotation_angle_deg(np.swapaxes(poses[:, :3, :3], 1, 2) @ target[:3, :3]))
-    return turn + np.linalg.norm(poses[:, :3, 3] - target[:3, 3], axis=1) / unit
+    return np.radians(_turn_deg(poses, target)) + np.linalg.norm(poses[:, :3, 3] - target[:3, 3], axis=1) / unit
+
+
+def _turn_deg(poses: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Angles (S,) between the orientations of cameras and of a target."""
+    return rotation_angle_deg(np.swapaxes(poses[:, :3, :3], 1, 2) @ target[:3, :3])
 
 
 def choose_sources(poses: np.ndarray, target: np.ndarray, unit: float, count: int = SOURCES_OF_A_VIEW) -> np.ndarray:
@@ -105,7 +109,7 @@ def choose_sources(poses: np.ndarray, target: np.ndarray, unit: float, count: in
     distance = pose_distance(poses, target, unit)
     chosen = [int(np.argmin(distance))]
     wanted = np.linalg.norm(target[:3, 3] - poses[chosen[0], :3, 3])
-    away = rotation_angle_deg(np.swapaxes(poses[:, :3, :3], 1, 2) @ target[:3, :3]) > _AWAY_DEG
+    away = _turn_deg(poses, target) > _AWAY_DEG
     while len(chosen) < min(len(poses), count):
         left = np.setdiff1d(np.arange(len(poses)), chosen)
         left = left[~away[left]] if not away[left].all() else left

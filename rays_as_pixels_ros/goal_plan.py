@@ -19,6 +19,8 @@ from . import conversions
 from .goal_checks import RefusalError, steps_of
 from .window import RecentFrames
 
+_WIDER = (1, 2, 4)  # windows that tell the unit: times buffer_stride
+
 
 @dataclass(frozen=True)
 class ViewsPlan:
@@ -60,9 +62,6 @@ def _same_camera(frame: Any, other: Any) -> bool:
         return False
     a, b = frame.info, other.info
     return (a.width, a.height, a.roi, list(a.k), list(a.d)) == (b.width, b.height, b.roi, list(b.k), list(b.d))
-
-
-_WIDER = (1, 2, 4)  # windows that tell the unit: times buffer_stride
 
 
 class GoalPlanner:

@@ -66,7 +66,7 @@ def test_the_loss_of_warped_views_is_the_error_in_pixels():
     model.codec.image_basis.copy_(torch.linalg.qr(torch.randn(192, 48))[0].T)
     z, error = torch.randn(2, 1, 8, 12, 48) * 0.01, torch.randn(2, 1, 8, 12, 48) * 0.01
     moving, scale = torch.ones(2, 1, dtype=torch.bool), 1 / model.normaliser.image_scale
-    found = velocity_loss(z + error, z, moving, 2, 0.0, picture_weights(scale))
+    found = velocity_loss(z + error, z, moving, 2, 0.0, (picture_weights(scale),) * 2)
     pixels = (model.decode_frames(z + error, (1,)) - model.decode_frames(z, (1,))).square().mean()
     per_channel = scale.square().mean() * 48 / 192  # a mean over 192 numbers of a cell, not over 48 channels
     assert found.item() == pytest.approx((pixels / per_channel).item(), rel=1e-4)
@@ -85,12 +85,12 @@ def test_the_loss_of_warped_views_is_the_error_in_pixels():
     z = model.encode_frames(batch.windows.frames, batch.layout)
     off = (z - z[:, :1]) / (1 - batch.t_z).clamp(min=1e-3)[..., None, None, None]
     moving = batch.t_z < 1
-    rows = relative_weights((z - z[:, :1]), moving, picture_weights(scale)[0])
+    rows = relative_weights((z - z[:, :1]), moving, picture_weights(scale))
     assert rows[moving].mean().item() == pytest.approx(1.0, rel=1e-4)
     sizes = (scale * (z - z[:, :1])).square().mean((2, 3, 4))[moving]
     by_size = rows[moving] * (sizes + 0.1 * sizes.mean())
     torch.testing.assert_close(by_size, by_size[:1].expand(2))  # half as far off counts twice
-    wanted = velocity_loss(off, torch.zeros_like(off), moving * rows, 2, 0.0, picture_weights(scale))
+    wanted = velocity_loss(off, torch.zeros_like(off), moving * rows, 2, 0.0, (picture_weights(scale),) * 2)
     assert Learner(config, model, model.config).losses(batch, 0).z.item() == pytest.approx(wanted.item(), rel=1e-3)
 
 

@@ -117,11 +117,12 @@ class Learner:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             given = (z, r, batch.t_z, batch.t_r, batch.windows.reference, batch.layout)
             v_z, v_r, *features = self.net(*given, **({"features": True} if self._has_motion({part: batch}) else {}))
-        moving, pixels = batch.t_z < 1, None
+        moving, channels = batch.t_z < 1, None
         if batch.task == "views" and self.model.config.views == "warped":
             pixels = picture_weights(1 / self.model.normaliser.image_scale)
-            moving = moving * relative_weights(z + (1 - batch.t_z)[..., None, None, None] * u_z, moving, pixels[0])
-        loss_z = velocity_loss(v_z.float(), u_z, moving, patch, weight, pixels)
+            moving = moving * relative_weights(z + (1 - batch.t_z)[..., None, None, None] * u_z, moving, pixels)
+            channels = pixels, pixels
+        loss_z = velocity_loss(v_z.float(), u_z, moving, patch, weight, channels)
         loss_r = velocity_loss(v_r.float(), u_r, batch.t_r < 1, patch, weight, self.ray_weights)
         if not features:
             return Losses(loss_z, loss_r, None)

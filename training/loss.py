@@ -26,7 +26,7 @@ def velocity_loss(
         moving: (B, F), the frames that are denoised, bool or how much each counts; clean ones have no loss.
         patch: cells to a token, per side.
         weights: (C,) each, of the squared error's mean over a frame's cells and of the deviations from it
-            (`ray_weights`, `picture_weights`); None weighs all alike.
+            (`ray_weights`; `picture_weights` for both); None weighs all alike.
 
     Returns:
         Scalar; 0 when nothing moves.
@@ -43,7 +43,7 @@ def velocity_loss(
     return ((mse + cosine_weight * (1 - cosine)) * weight).sum() / weight.sum().clamp(min=1)
 
 
-def picture_weights(scale: Tensor) -> tuple[Tensor, Tensor]:
+def picture_weights(scale: Tensor) -> Tensor:
     """Weigh channels of image latents by what they are of a picture, so that the error is that of pixels.
 
     Normalised channels differ less in size than those of the codec, and what warped sources leave to find is mostly
@@ -54,10 +54,9 @@ def picture_weights(scale: Tensor) -> tuple[Tensor, Tensor]:
         scale: (C,), pixels of a unit of each normalised channel (the codec's basis is orthonormal).
 
     Returns:
-        (C,) twice, 1 on average: of the mean over a frame's cells and of the deviations from it.
+        (C,), 1 on average.
     """
-    weights = scale.square() / scale.square().mean()
-    return weights, weights
+    return scale.square() / scale.square().mean()
 
 
 def relative_weights(data: Tensor, moving: Tensor, channels: Tensor) -> Tensor:
